@@ -1,0 +1,73 @@
+"""Which tests run where, and which of them may be skipped.
+
+Tests marked `slow` and `network` wait for `-m`; those marked `cuda` run wherever there is a CUDA device.
+With `--fail-on-skip` any other skip fails the run: a skipped test proves nothing and is easy to overlook.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+NEEDS_CUDA = "needs CUDA"
+ALLOWED_REASONS = (NEEDS_CUDA, "torch-scatter is not installed")
+
+
+def cuda_is_available() -> bool:
+    import torch  # here, so that runs without cuda tests start without it
+
+    return torch.cuda.is_available()
+
+
+class SkipPolicy:
+    """Collects the skips that nothing excuses and turns them into a failed run."""
+
+    def __init__(self) -> None:
+        self.offenders: list[str] = []
+
+    def note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if not report.skipped or hasattr(report, "wasxfail"):  # an expected failure did run
+            return
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(allowed in reason for allowed in ALLOWED_REASONS):
+            self.offenders.append(f"{report.nodeid}: {reason}")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self.note(report)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        harmless = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if self.offenders and session.exitstatus in harmless:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.offenders:
+            terminalreporter.section("skipped without an allowed reason", red=True)
+            for offender in self.offenders:
+                terminalreporter.line(offender)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fail-on-skip",
+        action="store_true",
+        help=f"fail when a test is skipped for any reason but: {', '.join(ALLOWED_REASONS)}",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fail-on-skip"):
+        config.pluginmanager.register(SkipPolicy(), "skip-policy")
+    # The default expression stands in pyproject.toml. One given on the command line is taken as it is.
+    given = any(argument.startswith("-m") for argument in config.invocation_params.args)
+    if not given and "not cuda and " in config.option.markexpr and cuda_is_available():
+        config.option.markexpr = config.option.markexpr.replace("not cuda and ", "")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked and not cuda_is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=NEEDS_CUDA))
