@@ -1,0 +1,34 @@
+"""Train large linear layers in a fraction of the memory: forward exact, backward from a random sketch of the input."""
+
+from rmm_gnn.config import RMMConfig
+from rmm_gnn.convert import convert_to_rmm, revert_rmm
+from rmm_gnn.functional import rmm_linear
+from rmm_gnn.seeding import draw_seed
+from rmm_gnn.sketches import (
+    BlockRademacherSketch,
+    CountSketch,
+    GaussianSketch,
+    NormSamplingSketch,
+    RademacherSketch,
+    RowSamplingSketch,
+    Sketch,
+    SORSSketch,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockRademacherSketch",
+    "CountSketch",
+    "GaussianSketch",
+    "NormSamplingSketch",
+    "RMMConfig",
+    "RademacherSketch",
+    "RowSamplingSketch",
+    "SORSSketch",
+    "Sketch",
+    "convert_to_rmm",
+    "draw_seed",
+    "revert_rmm",
+    "rmm_linear",
+]

@@ -1,0 +1,128 @@
+"""Every argument check of the package and its wording: ``'<arg>' must <rule> (got <value>). <What to do.>``."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> str:
+    """Return ``value`` if it is one of the names in ``known``, else raise an error that lists them."""
+    names = sorted(known)
+    if not isinstance(value, str):
+        raise TypeError(f"'{name}' must be a name (got {type(value).__name__}). Choose one of {', '.join(names)}.")
+    if value not in names:
+        raise ValueError(f"'{name}' must be a known name (got {value!r}). Choose one of {', '.join(names)}.")
+    return value
+
+
+def check_rate(name: str, value: Any) -> float:
+    """Return ``value`` as a float if it is a share in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"'{name}' must be a number (got {type(value).__name__}). Give the share of rows to keep.")
+    if not 0.0 < float(value) <= 1.0:
+        raise ValueError(f"'{name}' must lie in (0, 1] (got {value}). It is the share of rows to keep, 0.1 for 10 %.")
+    return float(value)
+
+
+def check_share(name: str, value: Any) -> float:
+    """Return ``value`` as a float if it is a probability weight in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"'{name}' must be a number (got {type(value).__name__}). Give a share, such as 0.1.")
+    if not 0.0 < float(value) <= 1.0:
+        raise ValueError(f"'{name}' must lie in (0, 1] (got {value}). At 0 a row could be lost for good.")
+    return float(value)
+
+
+def check_positive_int(name: str, value: Any, *, optional: bool = False) -> int | None:
+    """Return ``value`` as an int if it is a whole number of at least 1 (or None where ``optional``)."""
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"'{name}' must be a whole number (got {value!r}). Give a count of 1 or more.")
+    if int(value) < 1:
+        raise ValueError(f"'{name}' must be at least 1 (got {value}). Give a count of 1 or more.")
+    return int(value)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Return ``value`` if it is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"'{name}' must be True or False (got {value!r}). Pass a bool.")
+    return value
+
+
+def check_matrix(name: str, value: Any) -> Tensor:
+    """Return ``value`` if it is a dense, real floating-point matrix."""
+    check_floating(name, value)
+    if value.dim() != 2:
+        raise ValueError(f"'{name}' must have two dimensions (got shape {tuple(value.shape)}). Flatten it to [B, N].")
+    return value
+
+
+def check_floating(name: str, value: Any) -> Tensor:
+    """Return ``value`` if it is a dense tensor of a real floating-point type."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"'{name}' must be a tensor (got {type(value).__name__}). Convert it with torch.as_tensor.")
+    if value.layout != torch.strided:
+        raise TypeError(f"'{name}' must be a dense tensor (got layout {value.layout}). Call .to_dense() first.")
+    if value.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise TypeError(
+            f"'{name}' must be of type float32, float64, bfloat16 or float16 (got {value.dtype}). Call .float() first."
+        )
+    return value
+
+
+def check_linear_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Check that ``x [*, N]``, ``weight [M, N]`` and ``bias [M]`` fit together: shapes, types and devices."""
+    if x.dim() == 0:
+        raise ValueError("'x' must have at least one dimension (got a scalar). Give features of shape [*, N].")
+    if weight.dim() != 2:
+        raise ValueError(
+            f"'weight' must have shape [M, N] (got {tuple(weight.shape)}). See torch.nn.functional.linear."
+        )
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"'x' must have {weight.shape[1]} features in its last dimension (got {x.shape[-1]}). "
+            "They must match weight.shape[1]."
+        )
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"'bias' must have shape [{weight.shape[0]}] (got {tuple(bias.shape)}). Give one per output.")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.dtype != x.dtype:
+            raise TypeError(
+                f"'{name}' must have the type of 'x', {x.dtype} (got {tensor.dtype}). "
+                "Convert one of them, or run under torch.autocast."
+            )
+        if tensor.device != x.device:
+            raise ValueError(
+                f"'{name}' must be on the device of 'x', {x.device} (got {tensor.device}). Move one of them."
+            )
+
+
+def check_seed(seed: Any, device: torch.device) -> Tensor:
+    """Return ``seed`` as an int64 scalar tensor on ``device``; takes a Python int or such a tensor."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() != 0:
+            raise TypeError(
+                f"'seed' must be an int64 scalar tensor (got {seed.dtype} of shape {tuple(seed.shape)}). "
+                "Draw one with rmm_gnn.draw_seed."
+            )
+        if seed.device != device:
+            raise ValueError(
+                f"'seed' must be on the device of 'x', {device} (got {seed.device}). Draw it with draw_seed(x)."
+            )
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(
+            f"'seed' must be an int or an int64 scalar tensor (got {type(seed).__name__}). Use draw_seed(x)."
+        )
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"'seed' must fit in 64 bits (got {seed}). Take it modulo 2**63.")
+    return torch.tensor(seed, dtype=torch.int64, device=device)

@@ -1,0 +1,1 @@
+"""Operators with their own backward; one file each."""

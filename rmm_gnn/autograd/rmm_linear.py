@@ -1,0 +1,116 @@
+"""The linear layer's operators: forward returns the exact output and all that is kept; backward estimates from it.
+
+Both are opaque to ``torch.compile``.  A traced forward would be silently wrong there: the partitioner may draw fresh
+random numbers in backward, or move the sketch into backward and so keep all of x.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmm_gnn.compression import CompressedActivation, compress, compress_like, weight_grad
+from rmm_gnn.config import RMMConfig
+from rmm_gnn.kernels.reference import accumulation_dtype
+
+_SEEDED = (torch.Tag.nondeterministic_seeded,)
+
+
+@torch.library.custom_op("rmm_gnn::linear", mutates_args=(), tags=_SEEDED)
+def linear_op(
+    x: Tensor,  # [B, N]
+    weight: Tensor,  # [M, N]
+    bias: Tensor | None,  # [M]
+    seed: Tensor,
+    sketch: str,
+    rate: float | None,
+    size: int | None,
+    min_size: int | None,
+    max_size: int | None,
+    center: bool,
+    codec: str,
+    workspace_bytes: int,
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
+    """Algorithm 1, forward: X W^T + b, and the compressed X."""
+    config = RMMConfig.from_fields(sketch, rate, size, min_size, max_size, center, codec, workspace_bytes, backend)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x, weight, bias), compress(x, config, seed).to_list()
+
+
+@linear_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, *fields: Any) -> tuple[Tensor, list[Tensor]]:
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    return out, compress_like(x, RMMConfig.from_fields(*fields)).to_list()
+
+
+@torch.library.custom_op("rmm_gnn::linear_weight_grad", mutates_args=(), tags=_SEEDED)
+def weight_grad_op(
+    grad_output: Tensor,  # [B, M]
+    kept: list[Tensor],
+    seed: Tensor,
+    num_columns: int,
+    sketch: str,
+    rate: float | None,
+    size: int | None,
+    min_size: int | None,
+    max_size: int | None,
+    center: bool,
+    codec: str,
+    workspace_bytes: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Algorithm 1, backward: the estimated weight gradient [M, N] and the exact row sum of ``grad_output`` [M]."""
+    config = RMMConfig.from_fields(sketch, rate, size, min_size, max_size, center, codec, workspace_bytes, backend)
+    compressed = CompressedActivation.from_list(list(kept), config)
+    with torch.autocast(grad_output.device.type, enabled=False):
+        return weight_grad(grad_output, compressed, config, seed, dtype=grad_output.dtype)
+
+
+@weight_grad_op.register_fake
+def _(grad_output: Tensor, kept: list[Tensor], seed: Tensor, num_columns: int, *fields: Any) -> tuple[Tensor, Tensor]:
+    rows = grad_output.shape[1]
+    sums = grad_output.new_empty(rows, dtype=accumulation_dtype(grad_output.dtype))
+    return grad_output.new_empty(rows, num_columns), sums
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    x, weight, bias, seed, *fields = inputs
+    ctx.set_materialize_grads(False)
+    ctx.fields = fields
+    ctx.num_columns = x.shape[1]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    kept = output[1] if ctx.needs_input_grad[1] else []
+    # The weight is kept only for the gradient of x.
+    ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, seed, *kept)
+
+
+def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "rmm_linear cannot be differentiated twice (got a backward pass with create_graph=True). "
+            "Use torch.nn.functional.linear for layers whose gradient needs a gradient."
+        )
+    nothing = (None,) * len(ctx.fields)
+    if grad_output is None:
+        return (None, None, None, None, *nothing)
+    weight, seed, *kept = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+
+    grad_x = grad_output @ weight if needs_x else None
+    grad_weight = grad_bias = None
+    if needs_weight:
+        grad_weight, grad_bias = torch.ops.rmm_gnn.linear_weight_grad(
+            grad_output, kept, seed, ctx.num_columns, *ctx.fields
+        )
+    elif needs_bias:
+        grad_bias = grad_output.sum(0)
+    if grad_bias is not None:
+        grad_bias = grad_bias.to(ctx.bias_dtype) if needs_bias else None
+    return (grad_x, grad_weight, grad_bias, None, *nothing)
+
+
+linear_op.register_autograd(_backward, setup_context=_setup_context)

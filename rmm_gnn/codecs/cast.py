@@ -1,0 +1,36 @@
+"""Storage in a floating-point type: as it came, or rounded to nearest bfloat16 / float16."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rmm_gnn.codecs.base import Codec
+
+
+@dataclass(frozen=True)
+class CastCodec(Codec):
+    """Keeps the matrix in one floating-point type: 4, 2 or 2 bytes a value.
+
+    Rounding to nearest is deterministic, so a bfloat16 sketch biases the weight gradient by a relative 2^-9 at most
+    per entry, as bfloat16 activations themselves do.
+
+    Args:
+        name: Name in the registry.
+        dtype: Type of the storage, or None to keep the type of the layer's input.
+    """
+
+    name: str  # type: ignore[misc]
+    dtype: torch.dtype | None
+    num_tensors = 1
+
+    def empty(self, num_rows: int, num_columns: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+        return [torch.empty(num_rows, num_columns, dtype=self.dtype or dtype, device=device)]
+
+    def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor) -> None:
+        payload[0][start : start + block.shape[0]].copy_(block)
+
+    def decode(self, payload: list[Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        return payload[0][start:stop].to(dtype)

@@ -1,0 +1,115 @@
+"""What is kept of x, and the weight gradient from it: centre, sketch, encode; decode, sketch grad_output, multiply."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rmm_gnn.codecs import get_codec
+from rmm_gnn.config import RMMConfig
+from rmm_gnn.control_variates import column_means, column_sums, nonfinite_marks, rank_one_term
+from rmm_gnn.kernels.reference import accumulation_dtype
+
+
+class CompressedActivation(NamedTuple):
+    """All that backward needs of x besides the seed.
+
+    Attributes:
+        payload: The encoded sketch, as the codec stores it.
+        mean: Column means of x [N] in the accumulation type, or None without centring.
+        state: What the sketch family depends on besides the seed.
+    """
+
+    payload: tuple[Tensor, ...]
+    mean: Tensor | None
+    state: tuple[Tensor, ...]
+
+    def to_list(self) -> list[Tensor]:
+        """Flatten to the list of tensors that is saved for backward."""
+        return [*self.payload, *([] if self.mean is None else [self.mean]), *self.state]
+
+    @staticmethod
+    def from_list(tensors: list[Tensor], config: RMMConfig) -> CompressedActivation:
+        """Rebuild what ``to_list`` flattened under the same config."""
+        split = get_codec(config.codec).num_tensors
+        payload, rest = tuple(tensors[:split]), tensors[split:]
+        mean = rest.pop(0) if config.center else None
+        return CompressedActivation(payload, mean, tuple(rest))
+
+
+def compress(x: Tensor, config: RMMConfig, seed: Tensor) -> CompressedActivation:
+    """Centre, sketch and encode x [B, N], B >= 1.
+
+    With centring the sketch of X - 1 m^T is formed as S^T X - (S^T 1) m^T, so no centred copy of X is made.
+    """
+    family, codec, num_rows = config.family, get_codec(config.codec), x.shape[0]
+    size = config.sketch_size(num_rows)
+    mean = column_means(x, config.workspace_bytes) if config.center else None
+    state = family.prepare(x, mean, seed, size, config.workspace_bytes)
+    marks = None if config.center or family.reads_every_row else nonfinite_marks(x)
+
+    payload = codec.empty(size, x.shape[1], x.dtype, x.device)
+    ones_sketch = None
+    if mean is not None:
+        ones_sketch = family.sketch_ones(
+            num_rows, size, seed, state=state, dtype=mean.dtype, workspace_bytes=config.workspace_bytes
+        )
+    blocks = family.iter_blocks(
+        x, seed, size, state=state, workspace_bytes=config.workspace_bytes, backend=config.backend
+    )
+    for start, stop, block in blocks:
+        if mean is not None and ones_sketch is not None:
+            block.addr_(ones_sketch[start:stop], mean, alpha=-1.0)
+        if marks is not None:
+            block += marks
+        codec.encode(block, payload, start, seed)
+    return CompressedActivation(tuple(payload), mean, state)
+
+
+def compress_like(x: Tensor, config: RMMConfig) -> CompressedActivation:
+    """Return tensors of the shapes and types that ``compress`` would return, for tracing."""
+    size = config.sketch_size(x.shape[0])
+    payload = get_codec(config.codec).empty(size, x.shape[1], x.dtype, x.device)
+    mean = x.new_empty(x.shape[1], dtype=accumulation_dtype(x.dtype)) if config.center else None
+    return CompressedActivation(tuple(payload), mean, config.family.empty_state(x.shape[0], size, x.dtype, x.device))
+
+
+def weight_grad(
+    grad_output: Tensor,  # [B, M]
+    compressed: CompressedActivation,
+    config: RMMConfig,
+    seed: Tensor,
+    *,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # [M, N], [M]
+    r"""Estimate :math:`Y^T X` without bias from what was kept, and sum ``grad_output`` over its rows exactly.
+
+    Returns :math:`(S^T Y)^T (S^T (X - 1 m^T)) + (Y^T 1) m^T` (Algorithm 1 with the centring of ``control_variates``) as
+    ``dtype``, and Y^T 1, the bias gradient, in the accumulation type.  Sums are formed in the accumulation type.
+    """
+    family, codec = config.family, get_codec(config.codec)
+    payload = list(compressed.payload)
+    size = config.sketch_size(grad_output.shape[0])
+    sums = column_sums(grad_output, config.workspace_bytes)
+    marks = None if config.center or family.reads_every_row else nonfinite_marks(grad_output)
+
+    if compressed.mean is not None:
+        total = rank_one_term(sums, compressed.mean)
+    else:
+        num_columns = codec.decode(payload, 0, 0, sums.dtype).shape[1]
+        total = sums.new_zeros(sums.shape[0], num_columns)
+    blocks = family.iter_blocks(
+        grad_output,
+        seed,
+        size,
+        state=compressed.state,
+        workspace_bytes=config.workspace_bytes,
+        backend=config.backend,
+    )
+    for start, stop, block in blocks:
+        if marks is not None:
+            block += marks
+        total.addmm_(block.T, codec.decode(payload, start, stop, block.dtype))
+    return total.to(dtype), sums

@@ -1,0 +1,162 @@
+"""RMMConfig: everything that decides how a layer's input is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from rmm_gnn._validation import check_bool, check_positive_int, check_rate
+from rmm_gnn.codecs import get_codec
+from rmm_gnn.kernels import check_backend, resolve
+from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.sketches import DEFAULT_WORKSPACE_BYTES, Sketch, from_spec, get_sketch
+
+DEFAULT_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class RMMConfig:
+    """How the input X [B, N] of a linear layer is kept between forward and backward.
+
+    Args:
+        rate: Share of the B rows to keep, k = round(rate B), in (0, 1]; 0.1 where neither this nor ``size`` is given.
+        size: Number of rows to keep instead of a share.
+        min_size: Keep at least so many rows, or all where there are fewer.
+        max_size: Keep at most so many rows.
+        sketch: Name of a sketch family, or a configured one such as ``SORSSketch(transform="dct")``.
+        center: Subtract the column means before sketching and add their exact rank-one term in backward.
+        codec: How the sketch is stored: "fp32" keeps the type of the input, "bf16" and "fp16" round it.
+        workspace_bytes: Bound on transient memory in forward and in backward; the families' docstrings list exceptions.
+        backend: "auto", "torch" or "scatter" (bucket sums of ``count_sketch`` through torch-scatter).
+
+    Raises:
+        ValueError: If a value is out of range, a name is unknown, both ``rate`` and ``size`` are given, ``min_size``
+            exceeds ``max_size``, or the family has no implementation on ``backend``.
+        TypeError: If a value is of the wrong type.
+        ImportError: If ``backend="scatter"`` and torch-scatter is not installed.
+
+    Example:
+        >>> config = RMMConfig(rate=0.1, sketch="count_sketch")
+        >>> config.sketch_size(1000), config.saved_bytes(1000, 64, torch.float32)
+        (100, 25864)
+    """
+
+    rate: float | None = None
+    size: int | None = None
+    min_size: int | None = None
+    max_size: int | None = None
+    sketch: str | Sketch = "count_sketch"
+    center: bool = True
+    codec: str = "fp32"
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and self.size is not None:
+            raise ValueError(
+                f"'rate' must be left out where 'size' is given (got rate={self.rate}, size={self.size}). "
+                "Give one of them."
+            )
+        if self.size is None:
+            rate = DEFAULT_RATE if self.rate is None else self.rate
+            object.__setattr__(self, "rate", check_rate("rate", rate))
+        for name in ("size", "min_size", "max_size"):
+            object.__setattr__(self, name, check_positive_int(name, getattr(self, name), optional=True))
+        if self.min_size is not None and self.max_size is not None and self.min_size > self.max_size:
+            raise ValueError(
+                f"'min_size' must not exceed 'max_size' (got {self.min_size} and {self.max_size}). Swap them."
+            )
+        object.__setattr__(self, "sketch", get_sketch(self.sketch))
+        check_bool("center", self.center)
+        get_codec(self.codec)
+        check_positive_int("workspace_bytes", self.workspace_bytes)
+        check_backend(self.backend)
+        if resolve(self.backend) not in ("torch", *self.family.backends):
+            raise ValueError(
+                f"'backend' must be one that computes {self.family.name!r} (got {self.backend!r}). Use backend='auto'."
+            )
+
+    @property
+    def family(self) -> Sketch:
+        """The configured sketch family."""
+        assert isinstance(self.sketch, Sketch)
+        return self.sketch
+
+    def sketch_size(self, num_rows: int) -> int:
+        """Return k for B = ``num_rows``: the rate's or the given size, inside [min_size, max_size] and [1, B]."""
+        size = self.size if self.size is not None else round(self.rate * num_rows)  # type: ignore[operator]
+        if self.min_size is not None:
+            size = torch.sym_max(size, self.min_size)
+        if self.max_size is not None:
+            size = torch.sym_min(size, self.max_size)
+        return torch.sym_max(1, torch.sym_min(size, num_rows))
+
+    def saved_bytes(self, num_rows: int, num_columns: int, dtype: torch.dtype = torch.float32) -> int:
+        """Return the bytes kept for an input [num_rows, num_columns]: sketch + means + state of the family + seed.
+
+        The layer's own weight, kept for the exact gradient of x as in torch, is not counted.
+        """
+        size = self.sketch_size(num_rows)
+        total = get_codec(self.codec).num_bytes(size, num_columns, dtype)
+        if self.center:
+            total += num_columns * accumulation_dtype(dtype).itemsize
+        for tensor in self.family.empty_state(num_rows, size, dtype, torch.device("meta")):
+            total += tensor.numel() * tensor.element_size()
+        return total + torch.int64.itemsize
+
+    def to_fields(self) -> tuple[Any, ...]:
+        """Return the settings as numbers and strings, in the order of the operators' signature."""
+        return (self.family.spec, *(getattr(self, name) for name in _PLAIN_FIELDS))
+
+    @staticmethod
+    def from_fields(*values: Any) -> RMMConfig:
+        """Rebuild the config that ``to_fields`` took apart."""
+        return _from_fields(*values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values, for records."""
+        return {"sketch": self.family.to_dict(), **{name: getattr(self, name) for name in _PLAIN_FIELDS}}
+
+    def extra_repr(self) -> str:
+        """Return what a layer prints of it: the rate or size, then the settings that are not the defaults."""
+        shown = [f"size={self.size}" if self.size is not None else f"rate={self.rate:g}"]
+        default = RMMConfig()
+        if self.family != default.family:
+            plain = self.family == get_sketch(self.family.name)
+            shown.append(f"sketch={self.family.name!r}" if plain else f"sketch={self.family!r}")
+        for name in _PLAIN_FIELDS:
+            value = getattr(self, name)
+            if name not in ("rate", "size") and value != getattr(default, name):
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
+
+
+_PLAIN_FIELDS = tuple(field.name for field in fields(RMMConfig) if field.name != "sketch")
+
+
+@lru_cache(maxsize=256)
+def _from_fields(spec: str, *values: Any) -> RMMConfig:
+    return RMMConfig(sketch=from_spec(spec), **dict(zip(_PLAIN_FIELDS, values, strict=True)))
+
+
+def resolve_config(
+    config: RMMConfig | None, *, rate: float | None = None, sketch: str | Sketch | None = None
+) -> RMMConfig:
+    """Return ``config``, or one made of ``rate`` and ``sketch``: what the layers' keyword arguments mean.
+
+    Raises:
+        ValueError: If ``config`` is given together with ``rate`` or ``sketch``.
+        TypeError: If ``config`` is not an ``RMMConfig``.
+    """
+    if config is None:
+        return RMMConfig(rate=rate, sketch="count_sketch" if sketch is None else sketch)
+    if not isinstance(config, RMMConfig):
+        raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
+    if rate is not None or sketch is not None:
+        raise ValueError(
+            f"'config' must be given alone (got rate={rate}, sketch={sketch!r} beside it). Put them into the config."
+        )
+    return config

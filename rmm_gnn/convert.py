@@ -1,0 +1,138 @@
+"""Swap the linear layers of a model for ones that keep sketches, and back, in place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+import torch_geometric.nn
+from torch.nn import Module
+
+from rmm_gnn.config import RMMConfig
+from rmm_gnn.nn import RMMGCN2Conv, RMMLinear, RMMTorchLinear
+
+# A layer is swapped by changing its class: parameters, buffers, hooks, cached adjacencies and every reference to the
+# layer stay what they are, so optimizers, tied weights and shared layers need no care.  The RMM classes add one
+# attribute, ``config``, and override ``forward``.
+SWAPS: dict[type[Module], type[Module]] = {
+    torch.nn.Linear: RMMTorchLinear,
+    torch_geometric.nn.Linear: RMMLinear,
+    torch_geometric.nn.GCN2Conv: RMMGCN2Conv,
+}
+_ORIGINALS = {swapped: original for original, swapped in SWAPS.items()}
+
+FilterFn = Callable[[Module, str], "bool | RMMConfig"]
+ModelT = TypeVar("ModelT", bound=Module)
+
+
+def convert_to_rmm(
+    model: ModelT,
+    config: RMMConfig | Mapping[str, RMMConfig | None],
+    *,
+    module_filter_fn: FilterFn | None = None,
+) -> ModelT:
+    """Make the linear layers of ``model`` keep sketches of their inputs; returns the same model, changed in place.
+
+    Swaps layers whose class is exactly ``torch.nn.Linear``, ``torch_geometric.nn.Linear`` (through which GCNConv,
+    SAGEConv, GATConv and most of PyG are covered) or ``GCN2Conv``.  Subclasses are left alone, since their forward may
+    differ.  Layers that keep sketches already take the new config, so converting twice is converting once.  Parameters,
+    state_dict keys and hooks stay.  Swap before ``torch.compile``.
+
+    Args:
+        model: Any module, also a single layer.
+        config: One config for all layers; or a mapping from regular expressions to configs, the first that matches a
+            layer's whole qualified name decides, and None or no match leaves it exact.
+        module_filter_fn: Called with (layer, qualified name) for each candidate; False leaves the layer as it is, True
+            takes ``config``, and an ``RMMConfig`` is used in its place.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: If ``config`` is neither a config nor a mapping to configs.
+        ValueError: If no layer was selected, a pattern of the mapping matches no candidate, or a selected layer has a
+            forward of its own (set on the instance) or is compiled.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> convert_to_rmm(model, {"0": RMMConfig(rate=0.1)})
+        Sequential(
+          (0): RMMTorchLinear(in_features=8, out_features=16, bias=True, rate=0.1)
+          (1): ReLU()
+          (2): Linear(in_features=16, out_features=2, bias=True)
+        )
+    """
+    if not isinstance(config, RMMConfig | Mapping):
+        raise TypeError(
+            f"'config' must be an RMMConfig or a mapping of name patterns to them (got {type(config).__name__}). "
+            "Write RMMConfig(rate=0.1)."
+        )
+    candidates = {name: module for name, module in model.named_modules() if type(module) in (SWAPS.keys() | _ORIGINALS)}
+    chosen = {name: _choose(name, config) for name in candidates}
+    if isinstance(config, Mapping):
+        _check_patterns(config, candidates)
+    if module_filter_fn is not None:
+        for name, module in candidates.items():
+            answer = module_filter_fn(module, name)
+            chosen[name] = answer if isinstance(answer, RMMConfig) else chosen[name] if answer else None
+
+    selected = {name: settings for name, settings in chosen.items() if settings is not None}
+    if not selected:
+        raise ValueError(
+            f"'model' must have a layer to convert (got {len(candidates)} candidates, none selected). "
+            "Candidates are torch.nn.Linear, torch_geometric.nn.Linear and GCN2Conv, not their subclasses."
+        )
+    for name in selected:
+        _check_swappable(candidates[name], name)
+    for name, settings in selected.items():
+        module = candidates[name]
+        module.__class__ = SWAPS.get(type(module), type(module))
+        module.config = settings
+    return model
+
+
+def revert_rmm(model: ModelT) -> ModelT:
+    """Turn every layer that keeps sketches back into the layer it stands for; returns the same model.
+
+    The parameters stay the same objects.  A model without such layers is returned as it is.
+    """
+    for module in model.modules():
+        original = _ORIGINALS.get(type(module))
+        if original is not None:
+            module.__class__ = original
+            del module.config
+    return model
+
+
+def _choose(name: str, config: RMMConfig | Mapping[str, RMMConfig | None]) -> RMMConfig | None:
+    if isinstance(config, RMMConfig):
+        return config
+    for pattern, settings in config.items():
+        if re.fullmatch(pattern, name):
+            return settings
+    return None
+
+
+def _check_patterns(config: Mapping[str, RMMConfig | None], candidates: Mapping[str, Module]) -> None:
+    for pattern, settings in config.items():
+        if settings is not None and not isinstance(settings, RMMConfig):
+            raise TypeError(
+                f"'config' must map patterns to an RMMConfig or None (got {type(settings).__name__} for {pattern!r}). "
+                "Write RMMConfig(rate=0.1)."
+            )
+        if not any(re.fullmatch(pattern, name) for name in candidates):
+            raise ValueError(
+                f"'config' must have patterns that match a layer (got {pattern!r}). "
+                f"Candidates are: {', '.join(candidates) or 'none'}."
+            )
+
+
+def _check_swappable(module: Module, name: str) -> None:
+    own = [key for key in ("forward", "_compiled_call_impl") if module.__dict__.get(key) is not None]
+    if own:
+        raise ValueError(
+            f"'{name}' must run its class's forward (got {own[0]} set on the instance). "
+            "Convert the model before wrapping or compiling it, or leave this layer out with module_filter_fn."
+        )

@@ -1,0 +1,151 @@
+"""The only code that touches random state: a seed is drawn here, everything else is a hash of (seed, stream, index).
+
+A number that is a function of (seed, index) needs no storage, can be recomputed by a kernel in any order, and is the
+same on every device.  All arithmetic is on unsigned 32-bit words held in int64 lanes; both multipliers of the mixing
+function are below 2^31, so no product overflows and the result does not depend on a backend's overflow rule.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_GOLDEN = 0x9E3779B9
+_LOW_KEY = 0x243F6A88
+_HIGH_KEY = 0x85A308D3
+
+
+class Stream(IntEnum):
+    """Independent uses of one seed.  Signs, permutation, rounding and dropout never read the same stream."""
+
+    SIGNS = 1
+    PERMUTATION = 2
+    ENTRY_ROWS = 3
+    ENTRY_COLUMNS = 4
+    SAMPLING = 5
+    ROUNDING = 6
+    DROPOUT = 7
+    RANK = 8
+
+
+def draw_seed(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw a fresh seed from PyTorch's default generator of ``like``'s device, or from ``generator``.
+
+    The seed stays on the device (no synchronisation).  In a distributed job the rank is mixed in, so that ranks which
+    call ``torch.manual_seed`` with one number still draw different sketches.  Under ``torch.compile`` the default
+    generator is read by an opaque operator, which the compiler can neither merge with another draw nor repeat in
+    backward; a ``generator`` of its own breaks the graph.
+
+    Args:
+        like: A tensor on the wanted device; its values are not read.
+        generator: Source of randomness instead of the default generator; may live on another device.
+
+    Returns:
+        A scalar int64 tensor on ``like.device``.
+
+    Example:
+        >>> x = torch.zeros(3)
+        >>> bool(draw_seed(x) != draw_seed(x))
+        True
+    """
+    if generator is None:
+        return torch.ops.rmm_gnn.draw_seed(like)
+    return _draw(generator.device, generator).to(like.device, non_blocking=True)
+
+
+@torch.library.custom_op("rmm_gnn::draw_seed", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _draw_seed_op(like: Tensor) -> Tensor:
+    return _draw(like.device, None)
+
+
+@_draw_seed_op.register_fake
+def _(like: Tensor) -> Tensor:
+    return torch.empty((), dtype=torch.int64, device=like.device)
+
+
+def _draw(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    seed = torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    if rank:
+        low, high = stream_key(seed, Stream.RANK)
+        seed = hash_words((low + rank) & _WORD, high) * 2**31 + hash_words((high + rank) & _WORD, low)
+    return seed
+
+
+def mix32(word: Tensor) -> Tensor:
+    """Bijective avalanche of 32-bit words: xor-shift and multiply, twice.  Works in place on its argument.
+
+    Args:
+        word: int64 tensor with values in [0, 2^32); overwritten.
+
+    Returns:
+        ``word``, mixed.
+
+    References:
+        The shift-multiply construction and these constants are those of the H2 database's integer hash, as measured in
+        C. Wellons, *Prospecting for Hash Functions* (2018).
+    """
+    word ^= word >> 15
+    word *= 0x2C1B3C6D
+    word &= _WORD
+    word ^= word >> 12
+    word *= 0x297A2D39
+    word &= _WORD
+    word ^= word >> 15
+    return word
+
+
+def stream_key(seed: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    """Return the two 32-bit keys (scalar int64 tensors) of one stream of ``seed``."""
+    first = mix32(((seed & _WORD) + stream * _GOLDEN) & _WORD)
+    second = mix32(((seed >> 32) & _WORD) ^ first)
+    # The keys must not be each other's image under mix32: for a seed below 2^32, second is mix32(first), and index 0
+    # would hash to 0 whatever the seed.
+    return mix32(first ^ _LOW_KEY), mix32(second ^ _HIGH_KEY)
+
+
+def hash_words(word: Tensor, key: Tensor) -> Tensor:
+    """One keyed round: 32-bit words in int64 lanes -> the same, without changing the argument."""
+    return mix32(word ^ key)
+
+
+def hash_index(seed: Tensor, stream: int, index: Tensor) -> Tensor:
+    """Hash row or column numbers to 32-bit words: two rounds with the stream's two keys.
+
+    Args:
+        seed: Scalar int64 tensor.
+        stream: Which of the seed's independent streams to read.
+        index: int64 tensor of any shape, values in [0, 2^32).
+
+    Returns:
+        int64 tensor of ``index``'s shape with values in [0, 2^32).
+    """
+    low, high = stream_key(seed, stream)
+    word = hash_words(index, low)
+    word ^= high
+    return mix32(word)
+
+
+def random_signs(seed: Tensor, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Independent +-1 for the indices [start, stop) (the diagonal D of a sketch): one hash gives 32 of them."""
+    first, last = start // 32, (stop + 31) // 32
+    words = hash_index(seed, Stream.SIGNS, torch.arange(first, last, device=seed.device))
+    return signs_of_words(words)[start - 32 * first : stop - 32 * first].to(dtype)
+
+
+def signs_of_words(words: Tensor) -> Tensor:  # [*, C] -> [*, 32 C]
+    """Spell the 32 bits of each word as float32 signs, lowest bit first."""
+    shifts = torch.arange(0, 32, 8, device=words.device)
+    octets = ((words.unsqueeze(-1) >> shifts) & 0xFF).flatten(-2).to(torch.int32)
+    bits = (torch.arange(256, device=words.device).unsqueeze(1) >> torch.arange(8, device=words.device)) & 1
+    table = bits.to(torch.float32).mul_(-2.0).add_(1.0)
+    return torch.nn.functional.embedding(octets, table).flatten(-2)
+
+
+def uniform(seed: Tensor, stream: int, index: Tensor) -> Tensor:
+    """Independent numbers in (0, 1), float64, for every index."""
+    return hash_index(seed, stream, index).to(torch.float64).add_(0.5).mul_(2.0**-32)

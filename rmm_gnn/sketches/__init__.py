@@ -1,0 +1,60 @@
+"""Sketch families.  One line in ``FAMILIES`` makes a family known by name."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+
+from rmm_gnn._validation import check_choice
+from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Sketch
+from rmm_gnn.sketches.block_rademacher import BlockRademacherSketch
+from rmm_gnn.sketches.count_sketch import CountSketch
+from rmm_gnn.sketches.gaussian import GaussianSketch
+from rmm_gnn.sketches.norm_sampling import NormSamplingSketch
+from rmm_gnn.sketches.rademacher import RademacherSketch
+from rmm_gnn.sketches.row_sampling import RowSamplingSketch
+from rmm_gnn.sketches.sors import SORSSketch
+
+__all__ = [
+    "DEFAULT_WORKSPACE_BYTES",
+    "FAMILIES",
+    "BlockRademacherSketch",
+    "CountSketch",
+    "GaussianSketch",
+    "NormSamplingSketch",
+    "RademacherSketch",
+    "RowSamplingSketch",
+    "SORSSketch",
+    "Sketch",
+    "from_spec",
+    "get_sketch",
+]
+
+FAMILIES: dict[str, type[Sketch]] = {
+    "block_rademacher": BlockRademacherSketch,
+    "count_sketch": CountSketch,
+    "gaussian": GaussianSketch,
+    "norm_sampling": NormSamplingSketch,
+    "rademacher": RademacherSketch,
+    "row_sampling": RowSamplingSketch,
+    "sors": SORSSketch,
+}
+
+
+def get_sketch(sketch: str | Sketch) -> Sketch:
+    """Return a configured family as it is, or the family of that name with its default settings.
+
+    Raises:
+        ValueError: If the name is unknown; the message lists the known ones.
+        TypeError: If ``sketch`` is neither a name nor a configured family.
+    """
+    if isinstance(sketch, Sketch):
+        return sketch
+    return FAMILIES[check_choice("sketch", sketch, FAMILIES)]()
+
+
+@lru_cache(maxsize=256)
+def from_spec(spec: str) -> Sketch:
+    """Rebuild a family from its ``Sketch.spec`` string."""
+    settings = json.loads(spec)
+    return FAMILIES[settings.pop("name")](**settings)

@@ -1,0 +1,167 @@
+"""What a sketch is: a random matrix S with E[S S^T] = I that is never kept, only applied again from its seed."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rmm_gnn.kernels.reference import accumulation_dtype
+
+DEFAULT_WORKSPACE_BYTES = 64 * 2**20
+
+State = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Sketch(ABC):
+    """One family of random matrices S [B, k], k = ``sketch_size``; a configured, stateless, hashable value.
+
+    S is a function of (seed, B, k) and, for a family that looks at the data, of the state that ``prepare`` returns.
+    A new family needs ``to_dense`` only; it should give ``sketch_rows`` as well, since the one here builds S whole.
+    """
+
+    name: ClassVar[str]
+    # False for families that look at a sample of the rows: what they skip could hide an inf or a nan.
+    reads_every_row: ClassVar[bool] = True
+    # Backends besides plain torch that can compute this family.
+    backends: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def to_dense(
+        self,
+        num_rows: int,
+        sketch_size: int,
+        seed: Tensor,
+        *,
+        state: State = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:  # [B, k]
+        """Return S itself: the specification, ``apply(M) == to_dense().T @ M``.  For tests and small B."""
+
+    def sketch_rows(
+        self,
+        matrix: Tensor,  # [B, N]
+        seed: Tensor,
+        sketch_size: int,
+        start: int,
+        stop: int,
+        *,
+        state: State = (),
+        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+        backend: str = "auto",
+    ) -> Tensor:  # [stop - start, N]
+        """Return rows [start, stop) of S^T ``matrix`` in the accumulation type.
+
+        Besides the result, an implementation allocates at most ``workspace_bytes``.  This default is the slow, obvious
+        one and does not: it builds S whole.
+        """
+        dense = self.to_dense(matrix.shape[0], sketch_size, seed, state=state, dtype=accumulation_dtype(matrix.dtype))
+        return dense[:, start:stop].T @ matrix.to(dense.dtype)
+
+    def iter_blocks(
+        self,
+        matrix: Tensor,  # [B, N]
+        seed: Tensor,
+        sketch_size: int,
+        *,
+        state: State = (),
+        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+        backend: str = "auto",
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield S^T ``matrix`` from top to bottom as ``(start, stop, block)``.
+
+        Half of the workspace holds a block, the other half serves ``sketch_rows``.
+        """
+        row_bytes = max(1, matrix.shape[1] * accumulation_dtype(matrix.dtype).itemsize)
+        height = max(1, workspace_bytes // 2 // row_bytes)
+        for start in range(0, sketch_size, height):
+            stop = min(start + height, sketch_size)
+            yield (
+                start,
+                stop,
+                self.sketch_rows(
+                    matrix,
+                    seed,
+                    sketch_size,
+                    start,
+                    stop,
+                    state=state,
+                    workspace_bytes=workspace_bytes // 2,
+                    backend=backend,
+                ),
+            )
+
+    def apply(
+        self,
+        matrix: Tensor,  # [B, N]
+        seed: Tensor,
+        sketch_size: int,
+        *,
+        state: State = (),
+        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+        backend: str = "auto",
+    ) -> Tensor:  # [k, N]
+        """Return S^T ``matrix``: linear in ``matrix``, the same for the same (seed, B, k).
+
+        Args:
+            matrix: Any float matrix, also non-contiguous or expanded.
+            seed: Scalar int64 tensor on ``matrix``'s device.
+            sketch_size: k, between 1 and B.
+            state: What ``prepare`` returned for this seed, for families that look at the data.
+            workspace_bytes: Bound on transient memory besides the result.
+            backend: Which implementation computes it.
+
+        Returns:
+            The sketch, in float64 for a float64 matrix and in float32 otherwise.
+        """
+        blocks = [
+            block
+            for _, _, block in self.iter_blocks(
+                matrix, seed, sketch_size, state=state, workspace_bytes=workspace_bytes, backend=backend
+            )
+        ]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+    def sketch_ones(
+        self,
+        num_rows: int,
+        sketch_size: int,
+        seed: Tensor,
+        *,
+        state: State = (),
+        dtype: torch.dtype = torch.float32,
+        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+    ) -> Tensor:  # [k]
+        """Return S^T 1, by which centring corrects the sketch; a family may know a shorter way than ``apply``."""
+        ones = torch.ones((), dtype=dtype, device=seed.device).expand(num_rows, 1)
+        return self.apply(ones, seed, sketch_size, state=state, workspace_bytes=workspace_bytes).squeeze(1)
+
+    def prepare(self, x: Tensor, mean: Tensor | None, seed: Tensor, sketch_size: int, workspace_bytes: int) -> State:
+        """Return what S depends on besides the seed: tensors that are kept, and counted, until backward."""
+        return ()
+
+    def empty_state(self, num_rows: int, sketch_size: int, dtype: torch.dtype, device: torch.device) -> State:
+        """Return uninitialised tensors shaped and typed as ``prepare`` would return them."""
+        return ()
+
+    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor | None:
+        """Return E|X^T S S^T Y - X^T Y|_F^2 in closed form (float64 scalar), or None where none is known.
+
+        ``x`` is what is sketched: with centring, X less its column means.
+        """
+        return None
+
+    @property
+    def spec(self) -> str:
+        """This family and its settings as a string that ``sketches.from_spec`` turns back into an equal object."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name and settings as plain values, for records."""
+        return {"name": self.name, **asdict(self)}

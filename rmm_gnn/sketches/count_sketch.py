@@ -1,0 +1,144 @@
+"""CountSketch with balanced buckets: the default, one pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rmm_gnn.kernels import bucket_sum, resolve
+from rmm_gnn.kernels.reference import accumulation_dtype, gathers_in_place
+from rmm_gnn.permutation import permutation
+from rmm_gnn.seeding import random_signs
+from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Sketch, State
+from rmm_gnn.sketches.blocks import block_start, pair_share
+from rmm_gnn.sketches.moments import moments
+
+# Permutation, hash and offset vectors, all int64 or smaller, that exist at once for one position.
+_BYTES_PER_POSITION = 96
+
+
+@dataclass(frozen=True)
+class CountSketch(Sketch):
+    r"""Permute the rows, cut them into k nearly equal buckets, add each bucket's rows with random signs.
+
+    S has one entry :math:`\pm 1` a row, so S^T X costs B N additions whatever k is, against 2 B k N operations of a
+    dense S.  Buckets need not be equal: bucket j holds positions floor(jB/k) to floor((j+1)B/k) of the permutation.
+
+    .. math::
+        \mathbb{E} \| X^T S S^T Y - X^T Y \|_F^2 = (a + c - 2d) \sum_j \frac{b_j (b_j - 1)}{B (B - 1)}
+
+    with a, c, d of ``moments`` and bucket sizes b_j; for equal buckets the sum is (B - k)/((B - 1) k).  This is no more
+    than any dense S of the same k has, and 0 at k = B, where S is a signed permutation.
+
+    Example:
+        >>> x = torch.randn(100, 3)
+        >>> sketch = CountSketch()
+        >>> s = sketch.to_dense(100, 10, torch.tensor(7))
+        >>> torch.allclose(sketch.apply(x, torch.tensor(7), 10), s.T @ x, atol=1e-5)
+        True
+
+    References:
+        M. Charikar, K. Chen, M. Farach-Colton, *Finding Frequent Items in Data Streams*, 2002 (independent buckets).
+    """
+
+    name: ClassVar[str] = "count_sketch"
+    backends: ClassVar[tuple[str, ...]] = ("scatter",)
+
+    def to_dense(
+        self,
+        num_rows: int,
+        sketch_size: int,
+        seed: Tensor,
+        *,
+        state: State = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        positions = torch.arange(num_rows, device=seed.device)
+        rows = permutation(seed, num_rows)
+        bucket = torch.div((positions + 1) * sketch_size - 1, num_rows, rounding_mode="floor")
+        dense = torch.zeros(num_rows, sketch_size, dtype=dtype, device=seed.device)
+        dense[rows.long(), bucket] = random_signs(seed, 0, num_rows, dtype)
+        return dense
+
+    def sketch_rows(
+        self,
+        matrix: Tensor,
+        seed: Tensor,
+        sketch_size: int,
+        start: int,
+        stop: int,
+        *,
+        state: State = (),
+        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+        backend: str = "auto",
+    ) -> Tensor:
+        num_rows, num_columns = matrix.shape
+        dtype = accumulation_dtype(matrix.dtype)
+        gathered = 0
+        if resolve(backend) == "scatter" or not gathers_in_place(matrix):
+            gathered = num_columns * (dtype.itemsize + matrix.element_size())
+        limit = max(1, workspace_bytes // (_BYTES_PER_POSITION + gathered))
+
+        def sums_of(first: int, last: int, begin: int, end: int) -> Tensor:
+            rows = permutation(seed, num_rows, begin, end)
+            offsets = _offsets(num_rows, sketch_size, first, last, begin, seed.device).to(rows.dtype)
+            return bucket_sum(matrix, rows, random_signs(seed, begin, end, dtype), offsets, backend)
+
+        tiles = list(_position_tiles(num_rows, sketch_size, start, stop, limit))
+        if len(tiles) == 1:
+            return sums_of(*tiles[0])
+        out = matrix.new_zeros((stop - start, num_columns), dtype=dtype)
+        for first, last, begin, end in tiles:
+            out[first - start : last - start] += sums_of(first, last, begin, end)
+        return out
+
+    def sketch_ones(
+        self,
+        num_rows: int,
+        sketch_size: int,
+        seed: Tensor,
+        *,
+        state: State = (),
+        dtype: torch.dtype = torch.float32,
+        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+    ) -> Tensor:
+        # Needs the signs only: differences of their running sum, whole numbers that float32 holds exactly.
+        out = torch.zeros(sketch_size, dtype=dtype, device=seed.device)
+        limit = max(1, min(workspace_bytes // 24, 2**24))
+        for first, last, begin, end in _position_tiles(num_rows, sketch_size, 0, sketch_size, limit):
+            running = random_signs(seed, begin, end, dtype).cumsum(0)
+            before = torch.nn.functional.pad(running, (1, 0))
+            offsets = _offsets(num_rows, sketch_size, first, last, begin, seed.device)
+            ends = torch.nn.functional.pad(offsets[1:], (0, 1), value=end - begin)
+            out[first:last] += before[ends] - before[offsets]
+        return out
+
+    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:
+        m = moments(x, grad_output)
+        return (m.a + m.c - 2.0 * m.d) * pair_share(x.shape[0], sketch_size)
+
+
+def _offsets(num_rows: int, sketch_size: int, first: int, last: int, begin: int, device: torch.device) -> Tensor:
+    """Start of each bucket in [first, last) relative to position ``begin``; 0 for one that began earlier."""
+    buckets = torch.arange(first, last, device=device)
+    return torch.div(buckets * num_rows, sketch_size, rounding_mode="floor").sub_(begin).clamp_(min=0)
+
+
+def _position_tiles(
+    num_rows: int, sketch_size: int, start: int, stop: int, limit: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Cut the positions of buckets [start, stop) into tiles of at most ``limit``.
+
+    Yields (first bucket, end bucket, begin, end position).  A bucket larger than ``limit`` is spread over tiles.
+    """
+    begin, stop_position = block_start(start, num_rows, sketch_size), block_start(stop, num_rows, sketch_size)
+    while begin < stop_position:
+        end = min(begin + limit, stop_position)
+        first = ((begin + 1) * sketch_size - 1) // num_rows
+        last = (end * sketch_size - 1) // num_rows + 1
+        yield first, last, begin, end
+        begin = end
