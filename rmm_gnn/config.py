@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -53,6 +53,8 @@ class RMMConfig:
     codec: str = "fp32"
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
     backend: str = "auto"
+    # What ``to_fields`` returns; ClassVar keeps it from being a setting.
+    _fields: ClassVar[tuple[Any, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.rate is not None and self.size is not None:
@@ -78,6 +80,8 @@ class RMMConfig:
             raise ValueError(
                 f"'backend' must be one that computes {self.family.name!r} (got {self.backend!r}). Use backend='auto'."
             )
+        # Spelled out once, here: a traced forward only reads it, since torch.compile cannot trace the json encoder.
+        object.__setattr__(self, "_fields", (self.family.spec, *(getattr(self, name) for name in _PLAIN_FIELDS)))
 
     @property
     def family(self) -> Sketch:
@@ -109,7 +113,7 @@ class RMMConfig:
 
     def to_fields(self) -> tuple[Any, ...]:
         """Return the settings as numbers and strings, in the order of the operators' signature."""
-        return (self.family.spec, *(getattr(self, name) for name in _PLAIN_FIELDS))
+        return self._fields
 
     @staticmethod
     def from_fields(*values: Any) -> RMMConfig:

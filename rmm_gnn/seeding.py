@@ -53,7 +53,9 @@ def draw_seed(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         True
     """
     if generator is None:
-        return torch.ops.rmm_gnn.draw_seed(like)
+        # The operator gets a scalar of its own: the compiler would merge two draws that take one and the same tensor,
+        # and layers that read the same x would share S.  It never merges calls of ``empty``.
+        return torch.ops.rmm_gnn.draw_seed(torch.empty((), dtype=torch.int64, device=like.device))
     return _draw(generator.device, generator).to(like.device, non_blocking=True)
 
 
@@ -110,7 +112,8 @@ def stream_key(seed: Tensor, stream: int) -> tuple[Tensor, Tensor]:
 
 def hash_words(word: Tensor, key: Tensor) -> Tensor:
     """One keyed round: 32-bit words in int64 lanes -> the same, without changing the argument."""
-    return mix32(word ^ key)
+    # An int32 tensor would stay int32 beside a scalar tensor, and overflow.
+    return mix32(word.to(torch.int64) ^ key)
 
 
 def hash_index(seed: Tensor, stream: int, index: Tensor) -> Tensor:
@@ -119,7 +122,7 @@ def hash_index(seed: Tensor, stream: int, index: Tensor) -> Tensor:
     Args:
         seed: Scalar int64 tensor.
         stream: Which of the seed's independent streams to read.
-        index: int64 tensor of any shape, values in [0, 2^32).
+        index: Integer tensor of any shape, values in [0, 2^32).
 
     Returns:
         int64 tensor of ``index``'s shape with values in [0, 2^32).

@@ -63,9 +63,9 @@ class BlockRademacherSketch(Sketch):
         for block in range(num_blocks):
             begin, end = (block_start(block + step, num_rows, num_blocks) for step in (0, 1))
             first, last = (block_start(block + step, sketch_size, num_blocks) for step in (0, 1))
-            rows = permutation(seed, num_rows, begin, end).long()
+            rows = permutation(seed, num_rows, begin, end)
             entries = _ENTRIES.entries(seed, rows, first, last).to(dtype)
-            dense[rows, first:last] = entries * (last - first) ** -0.5
+            dense[rows.long(), first:last] = entries * (last - first) ** -0.5
         return dense
 
     def sketch_rows(

@@ -52,9 +52,10 @@ class NormSamplingSketch(Sketch):
         """Return q for the rows of x, or of x less ``mean`` [N] where it is given; needs 40 bytes a row."""
         norms = _row_norms(x, mean, workspace_bytes)
         total = norms.sum()
-        weights = norms / torch.where(total > 0, total, 1.0)
+        ones = torch.ones_like(total)
+        weights = norms / torch.where(total > 0, total, ones)
         # All rows zero: the sampling is uniform.
-        share = torch.where(total > 0, self.uniform_share, 1.0)
+        share = torch.where(total > 0, ones * self.uniform_share, ones)
         return weights.mul_(1.0 - share).add_(share / x.shape[0])
 
     def prepare(self, x: Tensor, mean: Tensor | None, seed: Tensor, sketch_size: int, workspace_bytes: int) -> State:
@@ -113,8 +114,9 @@ class NormSamplingSketch(Sketch):
 
 def _row_norms(x: Tensor, mean: Tensor | None, workspace_bytes: int) -> Tensor:  # [B], float64
     norms = x.new_empty(x.shape[0], dtype=torch.float64)
-    height = max(1, workspace_bytes // (2 * x.shape[1] * accumulation_dtype(x.dtype).itemsize))
+    height = max(1, workspace_bytes // (2 * x.shape[1] * norms.element_size()))
     for start in range(0, x.shape[0], height):
-        tile = x[start : start + height].to(accumulation_dtype(x.dtype))
+        # Squares of float32 values above 2^64 overflow in float32.
+        tile = x[start : start + height].double()
         norms[start : start + height] = torch.linalg.vector_norm(tile if mean is None else tile - mean, dim=1)
     return norms

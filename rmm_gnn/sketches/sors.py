@@ -34,8 +34,8 @@ class SORSSketch(Sketch):
     vanish at k = B.  For the cosine and Hartley transforms w differs from a constant in at most four places a row, so
     their closed form is as cheap.
 
-    Transient memory: columns are transformed a few at a time inside the workspace, one at the least (2 P numbers for
-    Hadamard, 6 P otherwise), but S^T ``matrix`` is formed whole, k rows of float32 beyond the workspace.
+    Transient memory: columns are transformed a few at a time inside the workspace, one at the least (5 P numbers for
+    Hadamard, 9 P otherwise), but S^T ``matrix`` is formed whole, k rows of float32 beyond the workspace.
 
     Args:
         transform: "hadamard", "dct" or "dft".
@@ -91,8 +91,9 @@ class SORSSketch(Sketch):
         num_rows, num_columns = matrix.shape
         transform = TRANSFORMS[self.transform]
         dtype = accumulation_dtype(matrix.dtype)
-        column_bytes = transform.length(num_rows) * dtype.itemsize * transform.buffers
-        width = max(1, workspace_bytes // column_bytes)
+        # Three vectors serve the signs and the transform's twiddle factors, the others hold columns on their way.
+        vectors = workspace_bytes // (transform.length(num_rows) * dtype.itemsize) - 3
+        width = max(1, vectors // transform.buffers)
         out = matrix.new_empty((sketch_size, num_columns), dtype=dtype)
         for start in range(0, num_columns, width):
             out[:, start : start + width] = self._transform_columns(matrix[:, start : start + width], seed, sketch_size)

@@ -1,0 +1,157 @@
+"""Every law of a sketch, over every family."""
+
+import pickle
+
+import pytest
+import torch
+
+from rmm_gnn.sketches import FAMILIES, from_spec, get_sketch
+from tests.sketches.cases import CASES
+
+FAMILY = pytest.mark.parametrize("family", CASES.values(), ids=CASES.keys())
+SIZES = pytest.mark.parametrize(
+    ("num_rows", "sketch_size"),
+    [(1, 1), (2, 1), (2, 2), (63, 7), (64, 16), (100, 1), (100, 33), (100, 100), (257, 200), (4097, 13)],
+)
+
+
+def sketch(family, matrix, sketch_size, seed=5, state_of=None, **options):
+    """Apply a family, with the state it draws from ``state_of`` (default: the matrix itself)."""
+    seed = torch.tensor(seed)
+    state = family.prepare(matrix if state_of is None else state_of, None, seed, sketch_size, 2**20)
+    return family.apply(matrix, seed, sketch_size, state=state, **options)
+
+
+def dense(family, matrix, sketch_size, seed=5, dtype=torch.float64):
+    seed = torch.tensor(seed)
+    state = family.prepare(matrix, None, seed, sketch_size, 2**20)
+    return family.to_dense(matrix.shape[0], sketch_size, seed, state=state, dtype=dtype)
+
+
+def test_every_family_has_a_case():
+    assert {family.name for family in CASES.values()} == set(FAMILIES)
+
+
+@FAMILY
+@SIZES
+@pytest.mark.parametrize("workspace_bytes", [2**26, 2**12])
+def test_apply_is_the_product_with_dense(family, num_rows, sketch_size, workspace_bytes):
+    matrix = torch.randn(num_rows, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = dense(family, matrix, sketch_size).T @ matrix
+    torch.testing.assert_close(
+        sketch(family, matrix, sketch_size, workspace_bytes=workspace_bytes), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+@FAMILY
+def test_sketch_rows_are_rows_of_apply(family):
+    if type(family).sketch_rows is type(get_sketch("sors")).sketch_rows:
+        family = get_sketch("gaussian")
+    matrix, seed = torch.randn(90, 4, dtype=torch.float64), torch.tensor(3)
+    state = family.prepare(matrix, None, seed, 40, 2**20)
+    whole = family.apply(matrix, seed, 40, state=state)
+    for start, stop in ((0, 1), (7, 23), (39, 40)):
+        part = family.sketch_rows(matrix, seed, 40, start, stop, state=state, workspace_bytes=2**11)
+        torch.testing.assert_close(part, whole[start:stop])
+
+
+@FAMILY
+def test_apply_is_linear(family):
+    first, second = torch.randn(2, 70, 6, dtype=torch.float64)
+    combined = sketch(family, 2 * first - 3 * second, 20, state_of=first)
+    parts = 2 * sketch(family, first, 20, state_of=first) - 3 * sketch(family, second, 20, state_of=first)
+    torch.testing.assert_close(combined, parts)
+
+
+@FAMILY
+def test_same_seed_same_sketch_other_seed_another(family):
+    matrix = torch.randn(70, 6)
+    assert torch.equal(sketch(family, matrix, 20), sketch(family, matrix, 20))
+    assert not torch.allclose(sketch(family, matrix, 20), sketch(family, matrix, 20, seed=6))
+
+
+@FAMILY
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**32, 2**62 + 17, -(2**63)])
+def test_any_64_bit_seed_serves(family, seed):
+    matrix = torch.randn(50, 3)
+    assert torch.isfinite(sketch(family, matrix, 10, seed=seed)).all()
+
+
+@FAMILY
+def test_strides_do_not_matter(family):
+    base = torch.randn(6, 80)
+    for matrix in (
+        base.T,
+        torch.randn(160, 12)[::2, ::2],
+        torch.randn(6).expand(80, 6),
+        torch.randn(80, 1).expand(80, 6),
+    ):
+        torch.testing.assert_close(sketch(family, matrix, 20), sketch(family, matrix.contiguous(), 20))
+
+
+@FAMILY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_summed_in_float32(family, dtype):
+    matrix = torch.randn(300, 6).to(dtype)
+    result = sketch(family, matrix, 20)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, sketch(family, matrix.float(), 20, state_of=matrix.float()))
+
+
+@FAMILY
+def test_sketch_of_ones(family):
+    seed, ones = torch.tensor(9), torch.ones(143, 1)
+    x = torch.randn(143, 4)
+    state = family.prepare(x, None, seed, 31, 2**20)
+    short = family.sketch_ones(143, 31, seed, state=state, workspace_bytes=2**10)
+    torch.testing.assert_close(short.unsqueeze(1), family.apply(ones, seed, 31, state=state))
+
+
+@FAMILY
+def test_state_is_of_the_announced_shapes(family):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        x = torch.randn(40, 3).to(dtype)
+        state = family.prepare(x, None, torch.tensor(1), 7, 2**20)
+        announced = family.empty_state(40, 7, dtype, torch.device("cpu"))
+        assert [(t.shape, t.dtype) for t in state] == [(t.shape, t.dtype) for t in announced]
+
+
+@FAMILY
+def test_blocks_and_their_workspace(family):
+    matrix = torch.randn(500, 8)
+    seed = torch.tensor(2)
+    state = family.prepare(matrix, None, seed, 100, 2**20)
+    position = 0
+    for start, stop, block in family.iter_blocks(matrix, seed, 100, state=state, workspace_bytes=2**11):
+        assert start == position and block.shape == (stop - start, 8)
+        assert family.name == "sors" or block.numel() * block.element_size() <= 2**10
+        position = stop
+    assert position == 100
+
+
+@FAMILY
+def test_family_survives_spec_pickle_and_hash(family):
+    assert from_spec(family.spec) == family
+    assert pickle.loads(pickle.dumps(family)) == family
+    assert hash(from_spec(family.spec)) == hash(family)
+
+
+@pytest.mark.parametrize("name", ["count_sketch", "row_sampling"])
+def test_keeping_all_rows_is_exact(name):
+    s = dense(get_sketch(name), torch.randn(45, 2), 45)
+    torch.testing.assert_close(s @ s.T, torch.eye(45, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("transform", ["hadamard", "dct", "dft"])
+def test_whole_transform_is_orthonormal(transform):
+    for num_rows in (32, 64, 128) if transform == "hadamard" else (32, 45, 101):
+        s = dense(CASES[f"sors-{transform}"], torch.randn(num_rows, 2), num_rows)
+        torch.testing.assert_close(s.T @ s, torch.eye(num_rows, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+
+
+def test_count_sketch_buckets_are_balanced():
+    for num_rows, sketch_size in ((100, 7), (64, 16), (101, 100)):
+        s = dense(get_sketch("count_sketch"), torch.randn(num_rows, 1), sketch_size)
+        assert (s.abs().sum(1) == 1).all()
+        sizes = s.abs().sum(0)
+        assert sizes.max() - sizes.min() <= 1

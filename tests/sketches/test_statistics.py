@@ -1,0 +1,118 @@
+"""Unbiasedness and variance of every family, by z-score at 5 sigma, each with a check that the test has power.
+
+The samples are the same for all tests of a family: NUM_SEEDS seeds, B = 60 rows, k = 30, correlated X and Y so that
+|X^T Y| is large against the noise and a wrong scale shows.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+
+from rmm_gnn.sketches import CountSketch, GaussianSketch, RademacherSketch
+from rmm_gnn.sketches.moments import moments
+from tests.sketches.cases import CASES
+
+NUM_SEEDS = 2000
+NUM_ROWS, SKETCH_SIZE = 60, 30
+FAMILY = pytest.mark.parametrize("name", CASES)
+
+
+def correlated_data(num_rows=NUM_ROWS):
+    generator = torch.Generator().manual_seed(1)
+    common = torch.rand(num_rows, 1, generator=generator, dtype=torch.float64) + 0.5
+    x = common * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    y = common * torch.tensor([1.5, 1.0], dtype=torch.float64)
+    noise = torch.randn(num_rows, 5, generator=generator, dtype=torch.float64)
+    return x + 0.3 * noise[:, :3], y + 0.3 * noise[:, 3:]
+
+
+def estimates_of(family, x, y, sketch_size, num_seeds):
+    """X^T S S^T Y for each of ``num_seeds`` seeds: [num_seeds, N, M]."""
+    estimates = []
+    for number in range(num_seeds):
+        seed = torch.tensor(1_000_003 * number + 17)
+        state = family.prepare(x, None, seed, sketch_size, 2**20)
+        s = family.to_dense(x.shape[0], sketch_size, seed, state=state, dtype=torch.float64)
+        estimates.append((x.T @ s) @ (s.T @ y))
+    return torch.stack(estimates)
+
+
+@cache
+def samples(name):
+    x, y = correlated_data()
+    return x, y, estimates_of(CASES[name], x, y, SKETCH_SIZE, NUM_SEEDS)
+
+
+def z_score(values, expected):
+    return abs(values.mean() - expected) / (values.std() / len(values) ** 0.5)
+
+
+@FAMILY
+def test_estimate_is_unbiased_and_a_wrong_scale_would_show(name):
+    x, y, estimates = samples(name)
+    exact = x.T @ y
+    along = (estimates * exact).sum((1, 2)) / exact.square().sum()
+    assert z_score(along, 1.0) < 5
+    assert z_score(1.05 * along, 1.0) > 5
+    # Every entry, not only the sum along the exact product.
+    deviation = (estimates.mean(0) - exact).abs() / (estimates.std(0) / NUM_SEEDS**0.5)
+    assert deviation.max() < 5
+
+
+@FAMILY
+def test_variance_is_the_closed_form_and_a_wrong_one_would_show(name):
+    x, y, estimates = samples(name)
+    errors = (estimates - x.T @ y).square().sum((1, 2))
+    closed = CASES[name].variance(x, y, SKETCH_SIZE)
+    assert closed is not None
+    assert z_score(errors, closed) < 5
+    assert z_score(errors, 1.25 * closed) > 5
+
+
+@pytest.mark.parametrize("num_rows", [5, 16, 17, 33])
+@pytest.mark.parametrize(
+    "name", ["count_sketch", "block_rademacher-7", "row_sampling", "sors-hadamard", "sors-dct", "sors-dft"]
+)
+def test_variance_at_awkward_sizes(name, num_rows):
+    x, y = correlated_data(num_rows)
+    sketch_size = max(2, num_rows // 3)
+    errors = (estimates_of(CASES[name], x, y, sketch_size, 500) - x.T @ y).square().sum((1, 2))
+    assert z_score(errors, CASES[name].variance(x, y, sketch_size)) < 5
+
+
+def test_the_papers_gaussian_variance_is_rejected():
+    """Eq. (11) has (a - c)/k where (a + c)/k is right."""
+    x, y, estimates = samples("gaussian")
+    errors = (estimates - x.T @ y).square().sum((1, 2))
+    m = moments(x, y)
+    assert z_score(errors, (m.a - m.c) / SKETCH_SIZE) > 20
+    assert z_score(errors, (m.a + m.c) / SKETCH_SIZE) < 5
+
+
+def test_count_sketch_beats_dense_sketches_and_vanishes_at_full_size():
+    x, y = correlated_data()
+    for sketch_size in (1, 7, 25, 49):
+        ours = CountSketch().variance(x, y, sketch_size)
+        assert ours <= RademacherSketch().variance(x, y, sketch_size) <= GaussianSketch().variance(x, y, sketch_size)
+    assert CountSketch().variance(x, y, NUM_ROWS) == 0
+
+
+def test_moments_agree_with_their_definition():
+    x, y = torch.randn(20_000, 3), torch.randn(20_000, 2)
+    m = moments(x, y)
+    x, y = x.double(), y.double()
+    torch.testing.assert_close(m.a, x.square().sum() * y.square().sum())
+    torch.testing.assert_close(m.c, (x.T @ y).square().sum())
+    torch.testing.assert_close(m.d, (x.square().sum(1) * y.square().sum(1)).sum())
+
+
+def test_norm_sampling_keeps_rows_of_norm_zero_possible():
+    """Half of the rows have norm 0 when sampled; probabilities stay above uniform_share / B."""
+    x = torch.randn(40, 3, dtype=torch.float64)
+    x[:20] = 0
+    q = CASES["norm_sampling"].probabilities(x, None, 2**20)
+    assert q.min() >= 0.1 / 40 * (1 - 1e-12)
+    torch.testing.assert_close(q.sum(), torch.ones((), dtype=torch.float64))
+    all_zero = CASES["norm_sampling"].probabilities(torch.zeros(5, 3), None, 2**20)
+    torch.testing.assert_close(all_zero, torch.full((5,), 0.2, dtype=torch.float64))

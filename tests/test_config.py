@@ -1,0 +1,126 @@
+"""RMMConfig: defaults, the clamp, the byte formula, and every error."""
+
+import copy
+import importlib.util
+import pickle
+
+import pytest
+import torch
+
+from rmm_gnn import RMMConfig, SORSSketch
+from rmm_gnn.config import resolve_config
+from rmm_gnn.sketches import BlockRademacherSketch, NormSamplingSketch, RowSamplingSketch, get_sketch
+
+
+def test_defaults():
+    config = RMMConfig()
+    assert (config.rate, config.size, config.center, config.codec) == (0.1, None, True, "fp32")
+    assert config.family == get_sketch("count_sketch")
+    assert config.workspace_bytes == 64 * 2**20 and config.backend == "auto"
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_rows", "expected"),
+    [
+        ({"rate": 0.1}, 1000, 100),
+        ({"rate": 0.1}, 1, 1),
+        ({"rate": 0.1}, 4, 1),
+        ({"rate": 1.0}, 7, 7),
+        ({"size": 50}, 1000, 50),
+        ({"size": 50}, 20, 20),
+        ({"rate": 0.1, "min_size": 64}, 100, 64),
+        ({"rate": 0.1, "min_size": 64}, 30, 30),
+        ({"rate": 0.5, "max_size": 64}, 1000, 64),
+        ({"size": 500, "max_size": 64}, 1000, 64),
+    ],
+)
+def test_sketch_size_is_clamped_and_never_zero(settings, num_rows, expected):
+    assert RMMConfig(**settings).sketch_size(num_rows) == expected
+
+
+def test_names_and_configured_families_are_the_same_thing():
+    assert RMMConfig(sketch="sors") == RMMConfig(sketch=SORSSketch(transform="hadamard"))
+    assert RMMConfig(sketch="sors") != RMMConfig(sketch=SORSSketch(transform="dct"))
+
+
+@pytest.mark.parametrize("sketch", ["count_sketch", SORSSketch("dct"), BlockRademacherSketch(64)])
+def test_fields_round_trip_copy_and_pickle(sketch):
+    config = RMMConfig(size=12, min_size=3, max_size=40, sketch=sketch, center=False, codec="bf16")
+    assert RMMConfig.from_fields(*config.to_fields()) == config
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    assert config.to_dict()["sketch"]["name"] == config.family.name
+
+
+def test_saved_bytes_formula():
+    assert RMMConfig(rate=0.1, center=False).saved_bytes(1000, 64) == 100 * 64 * 4 + 8
+    assert RMMConfig(rate=0.1).saved_bytes(1000, 64) == 100 * 64 * 4 + 64 * 4 + 8
+    assert RMMConfig(rate=0.1, codec="bf16").saved_bytes(1000, 64) == 100 * 64 * 2 + 64 * 4 + 8
+    assert RMMConfig(rate=0.1).saved_bytes(1000, 64, torch.bfloat16) == 100 * 64 * 2 + 64 * 4 + 8
+    assert RMMConfig(rate=0.1, sketch="norm_sampling").saved_bytes(1000, 64) == 100 * 64 * 4 + 64 * 4 + 100 * 8 + 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [
+        ({"rate": 0.0}, ValueError, r"'rate' must lie in \(0, 1\] \(got 0.0\)"),
+        ({"rate": 1.5}, ValueError, r"'rate' must lie in \(0, 1\]"),
+        ({"rate": float("nan")}, ValueError, r"'rate' must lie in \(0, 1\]"),
+        ({"rate": "0.1"}, TypeError, "'rate' must be a number"),
+        ({"rate": True}, TypeError, "'rate' must be a number"),
+        ({"size": 0}, ValueError, "'size' must be at least 1"),
+        ({"size": 2.5}, TypeError, "'size' must be a whole number"),
+        ({"rate": 0.1, "size": 4}, ValueError, "'rate' must be left out where 'size' is given"),
+        ({"min_size": 0}, ValueError, "'min_size' must be at least 1"),
+        ({"min_size": 9, "max_size": 3}, ValueError, "'min_size' must not exceed 'max_size'"),
+        ({"sketch": "gauss"}, ValueError, "'sketch' must be a known name .*count_sketch, gaussian"),
+        ({"sketch": 3}, TypeError, "'sketch' must be a name"),
+        ({"codec": "int3"}, ValueError, "'codec' must be a known name .*bf16, fp16, fp32"),
+        ({"center": 1}, TypeError, "'center' must be True or False"),
+        ({"workspace_bytes": 0}, ValueError, "'workspace_bytes' must be at least 1"),
+        ({"backend": "triton"}, ValueError, "'backend' must be a known name .*auto, scatter, torch"),
+    ],
+)
+def test_errors_name_argument_rule_value_and_way_out(settings, error, match):
+    with pytest.raises(error, match=match):
+        RMMConfig(**settings)
+
+
+def test_scatter_backend_is_refused_where_it_cannot_work(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"install_scatter.sh"):
+        RMMConfig(backend="scatter")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ValueError, match="'backend' must be one that computes 'gaussian'"):
+        RMMConfig(backend="scatter", sketch="gaussian")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "error", "match"),
+    [
+        (SORSSketch, {"transform": "dst"}, ValueError, "'transform' must be a known name .*dct, dft, hadamard"),
+        (BlockRademacherSketch, {"block_rows": 0}, ValueError, "'block_rows' must be at least 1"),
+        (RowSamplingSketch, {"replacement": "yes"}, TypeError, "'replacement' must be True or False"),
+        (NormSamplingSketch, {"uniform_share": 0}, ValueError, r"'uniform_share' must lie in \(0, 1\]"),
+        (NormSamplingSketch, {"uniform_share": "all"}, TypeError, "'uniform_share' must be a number"),
+    ],
+)
+def test_families_check_their_settings(family, settings, error, match):
+    with pytest.raises(error, match=match):
+        family(**settings)
+
+
+def test_keyword_shorthand_of_the_layers():
+    assert resolve_config(None, rate=0.2, sketch="gaussian") == RMMConfig(rate=0.2, sketch="gaussian")
+    assert resolve_config(None) == RMMConfig()
+    with pytest.raises(ValueError, match="'config' must be given alone"):
+        resolve_config(RMMConfig(), rate=0.2)
+    with pytest.raises(TypeError, match="'config' must be an RMMConfig"):
+        resolve_config(0.1)
+
+
+def test_repr_shows_what_is_not_default():
+    assert RMMConfig().extra_repr() == "rate=0.1"
+    assert (
+        RMMConfig(size=64, sketch="gaussian", center=False).extra_repr() == "size=64, sketch='gaussian', center=False"
+    )
+    assert "transform='dct'" in RMMConfig(sketch=SORSSketch("dct")).extra_repr()

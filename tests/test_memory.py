@@ -1,0 +1,71 @@
+"""Law 6, by the process's own peak: besides what it returns and keeps, an operator allocates no more than its workspace."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+
+WORKSPACE = 16 * 2**20
+# Small vectors, the allocator's own rounding and threads' buffers.
+SLACK = 8 * 2**20
+
+SCRIPT = """
+import json, sys
+import torch
+from rmm_gnn import RMMConfig
+from rmm_gnn.compression import compress, weight_grad
+from tests.sketches.cases import CASES
+
+WORKSPACE = int(sys.argv[1])
+ROWS, COLUMNS, OUT, SIZE = 2**18, 64, 48, 64
+
+def status(field):
+    line = next(line for line in open("/proc/self/status") if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+def rise(function):
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = status("VmRSS")
+    result = function()
+    return result, status("VmHWM") - before
+
+def config_of(family):
+    return RMMConfig(size=SIZE, sketch=family, workspace_bytes=WORKSPACE)
+
+seed = torch.tensor(3)
+found = {}
+for dtype in (torch.float32, torch.bfloat16):
+    x, grad_output = torch.randn(ROWS, COLUMNS).to(dtype), torch.randn(ROWS, OUT).to(dtype)
+    names = CASES if dtype == torch.float32 else ["count_sketch", "gaussian", "row_sampling"]
+    for name in names:
+        config = config_of(CASES[name])
+        small = compress(x[:2048], config, seed)  # loads what is loaded once
+        weight_grad(grad_output[:2048], small, config, seed, dtype=dtype)
+        kept, forward = rise(lambda: compress(x, config, seed))
+        _, backward = rise(lambda: weight_grad(grad_output, kept, config, seed, dtype=dtype))
+        found[f"{name}-{dtype}"] = [forward, backward]
+_, found["a centred copy"] = rise(lambda: compress(x.float() - x.float().mean(0), config, seed))
+print(json.dumps(found))
+"""
+
+
+def test_transient_memory_obeys_the_workspace_and_a_violation_would_show():
+    """B = 2^19 rows of 64 float32: x is 64 MiB, a whole dense S (k = 64) another 64 MiB, one row vector 1 to 2 MiB.
+
+    ``norm_sampling`` documents 40 bytes a row more, and ``sors`` a block of k rows, which is small here.
+    """
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "2", "PATH": "/usr/bin:/bin"}
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(WORKSPACE)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    violation = found.pop("a centred copy")
+    assert violation > WORKSPACE + SLACK
+    for name, peaks in found.items():
+        allowed = WORKSPACE + SLACK + (40 * 2**18 if name.startswith("norm_sampling") else 0)
+        assert max(peaks) <= allowed, f"{name}: {[peak / 2**20 for peak in peaks]} MiB"
