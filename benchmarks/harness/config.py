@@ -1,0 +1,202 @@
+"""What one run is (`RunConfig`) and what one invocation asks for (`Sweep`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.methods import METHODS
+
+
+def _option(default: Any, help: str, **parser: Any) -> Any:
+    """A dataclass field that also carries its command-line help; `parser` goes to ``add_argument``."""
+    return field(default=default, metadata={"help": help, "parser": parser})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides one training run, resolved: two runs with equal fields may replace each other.
+
+    ``sketch``, ``rate``, ``center`` and ``codec`` are None for methods that use no sketch.
+    """
+
+    dataset: str
+    data_fingerprint: str
+    method: str
+    sketch: str | None
+    rate: float | None
+    center: bool | None
+    codec: str | None
+    seed: int
+    epochs: int
+    eval_every: int
+    layers: int
+    hidden: int
+    alpha: float
+    theta: float | None
+    shared_weights: bool
+    dropout: float
+    lr: float
+    weight_decay: float
+    clip: float
+    device: str
+    threads: int | None
+
+    @property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits that identify the run in ``records.jsonl``."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """Short name of the row this run belongs to, such as ``rmm count_sketch 0.1``."""
+        return " ".join(str(part) for part in (self.method, self.sketch, self.rate) if part is not None)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One invocation; the defaults are the published GCN2 protocol on ogbn-arxiv.
+
+    Raises:
+        ValueError: When a value is out of its range.
+    """
+
+    dataset: str = _option("ogbn-arxiv", "ogbn-arxiv | digits | npz:PATH | planetoid:NAME")
+    root: str = _option("data", "folder with the data sets (OGB's ogbn_arxiv/, Planetoid's NAME/raw/)")
+    download: bool = _option(False, "fetch missing data; nothing else touches the network", action="store_true")
+    out: str | None = _option(None, "folder for results; unset: a new runs/DATASET-DATE-TIME")
+    resume: bool = _option(False, "continue in --out and skip the runs recorded there", action="store_true")
+    smoke: bool = _option(
+        False,
+        "a few epochs of a tiny model, on digits unless --dataset is given; seconds on CPU",
+        action="store_true",
+    )
+    method: tuple[str, ...] = _option(tuple(METHODS), "methods to compare", nargs="+", choices=tuple(METHODS))
+    sketch: tuple[str, ...] = _option(("count_sketch",), "sketch families, one row each", nargs="+")
+    rate: tuple[float, ...] = _option((0.1,), "fraction of rows kept, one row each", nargs="+", type=float)
+    center: bool = _option(True, "subtract the column means before sketching", action="boolean")
+    codec: str = _option("fp32", "how the sketch is stored: fp32 (the input's dtype), bf16, fp16")
+    runs: int = _option(3, "runs per row; run i uses seed + i in every row", type=int)
+    seed: int = _option(0, "seed of the first run (weights, dropout, random splits)", type=int)
+    epochs: int = _option(1000, "full-batch training steps", type=int)
+    eval_every: int = _option(1, "epochs between evaluations; the last epoch is always evaluated", type=int)
+    layers: int = _option(16, "GCN2 convolutions", type=int)
+    hidden: int = _option(256, "hidden channels", type=int)
+    alpha: float = _option(0.5, "weight of the initial residual x_0", type=float)
+    theta: float | None = _option(
+        None, "identity-mapping strength, beta_l = log(theta / l + 1); unset: beta = 1", type=float
+    )
+    shared_weights: bool = _option(False, "one weight for both terms of a convolution", action="boolean")
+    dropout: float = _option(0.1, "dropout probability", type=float)
+    lr: float = _option(1e-3, "Adam's learning rate", type=float)
+    weight_decay: float = _option(0.0, "Adam's L2 penalty", type=float)
+    clip: float = _option(0.5, "largest gradient norm; 0 turns clipping off", type=float)
+    device: str = _option("auto", "auto (CUDA where there is one) | cpu | cuda | cuda:N")
+    threads: int | None = _option(None, "CPU threads; unset: PyTorch's default", type=int)
+
+    def __post_init__(self) -> None:
+        for name in ("runs", "epochs", "eval_every", "layers", "hidden"):
+            _check(
+                name,
+                getattr(self, name) >= 1,
+                "be at least 1",
+                getattr(self, name),
+                "Give a positive integer.",
+            )
+        if self.threads is not None:
+            _check("threads", self.threads >= 1, "be at least 1", self.threads, "Leave it out for the default.")
+        for name in ("dropout", "alpha"):
+            value = getattr(self, name)
+            _check(name, 0 <= value < 1, "be in [0, 1)", value, "Give a fraction such as 0.1.")
+        _check("lr", self.lr > 0, "be positive", self.lr, "The protocol uses 1e-3.")
+        for name in ("weight_decay", "clip"):
+            _check(
+                name,
+                getattr(self, name) >= 0,
+                "not be negative",
+                getattr(self, name),
+                "Use 0 to turn it off.",
+            )
+        if self.theta is not None:
+            _check("theta", self.theta > 0, "be positive", self.theta, "Leave it out for beta = 1.")
+        for name in ("method", "sketch", "rate"):
+            value = getattr(self, name)
+            _check(name, len(set(value)) == len(value) > 0, "name different values", value, "Give each one once.")
+        for name in self.method:
+            _check("method", name in METHODS, f"be one of {', '.join(METHODS)}", name, "Choose a known method.")
+        _check(
+            "resume",
+            not self.resume or self.out is not None,
+            "come with --out",
+            self.resume,
+            "Name the folder to continue.",
+        )
+
+    def out_dir(self) -> Path:
+        """The results folder; a new one named after data set and time unless ``out`` is given."""
+        if self.out is not None:
+            return Path(self.out)
+        kind, _, rest = self.dataset.partition(":")
+        name = f"{kind}-{Path(rest).stem}" if rest else kind
+        return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    def expand(self, data_fingerprint: str, device: str) -> list[RunConfig]:
+        """All runs, first run of every row first, so that an interrupted sweep holds complete pairs."""
+        rows: list[dict[str, Any]] = []
+        for name in self.method:
+            if METHODS[name].uses_sketch:
+                rows += [
+                    {
+                        "method": name,
+                        "sketch": sketch,
+                        "rate": rate,
+                        "center": self.center,
+                        "codec": self.codec,
+                    }
+                    for sketch in self.sketch
+                    for rate in self.rate
+                ]
+            else:
+                rows.append({"method": name, "sketch": None, "rate": None, "center": None, "codec": None})
+        taken = {f.name for f in fields(RunConfig)} & {f.name for f in fields(Sweep)}
+        own = {name: getattr(self, name) for name in taken} | {
+            "data_fingerprint": data_fingerprint,
+            "device": device,
+        }
+        return [RunConfig(**(own | row | {"seed": self.seed + run})) for run in range(self.runs) for row in rows]
+
+
+# Settings that keep small data small; whatever is given on the command line wins over them.
+DIGITS = {"layers": 4, "hidden": 64, "epochs": 100}
+SMOKE = {"layers": 2, "hidden": 16, "epochs": 3, "runs": 2}
+
+
+def resolve(given: dict[str, Any]) -> Sweep:
+    """Fill what was not given: from `SMOKE` or, for digits, from `DIGITS`, then from the protocol.
+
+    Args:
+        given: Field names and values named on the command line.
+
+    Returns:
+        The complete configuration.
+
+    Raises:
+        ValueError: When a value is out of its range.
+    """
+    preset: dict[str, Any] = {}
+    if given.get("smoke"):
+        preset = {"dataset": "digits", **SMOKE}
+    elif given.get("dataset") == "digits":
+        preset = DIGITS
+    values = {f.name: f.default for f in fields(Sweep) if f.default is not MISSING}
+    return Sweep(**(values | preset | given))
+
+
+def _check(name: str, holds: bool, rule: str, value: object, advice: str) -> None:
+    if not holds:
+        raise ValueError(f"'{name}' must {rule} (got {value!r}). {advice}")

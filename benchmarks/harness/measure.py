@@ -1,0 +1,168 @@
+"""Three measurements of a training step: bytes kept for backward, peak memory, time."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch_geometric.nn import MessagePassing
+
+
+@dataclass(frozen=True)
+class SavedBytes:
+    """Bytes kept between forward and backward, each storage counted once, where it was first kept."""
+
+    convolutions: int
+    total: int
+
+
+def measure_saved_bytes(model: nn.Module, forward: Callable[[], Tensor], exclude: Iterable[Tensor]) -> SavedBytes:
+    """Run one forward and backward pass and count what autograd keeps through its saved-tensor hooks.
+
+    Parameters, buffers and `exclude` are not counted.  Whatever a function hides from the hooks (attributes
+    of its context, closures) is not seen.
+
+    Args:
+        model: Layers that derive from PyG's ``MessagePassing`` are its convolutions.
+        forward: Runs the model in training mode and returns the scalar loss.  Gradients, random state and
+            running statistics change as in any step: pass a copy of the model where that matters.
+        exclude: The data set's tensors.
+
+    Returns:
+        The bytes.
+    """
+    known = [*model.parameters(), *model.buffers(), *exclude]
+    ignored = {storage.data_ptr() for tensor in known for storage in _storages(tensor)}
+    # The storages themselves are held: a freed address could be given out again and be taken for the same
+    # one.
+    kept: dict[int, torch.UntypedStorage] = {}
+    by_convolutions = 0
+    depth = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal by_convolutions
+        for storage in _storages(tensor):
+            pointer = storage.data_ptr()
+            if pointer not in ignored and pointer not in kept:
+                kept[pointer] = storage
+                by_convolutions += storage.nbytes() if depth else 0
+        return tensor
+
+    def enter(module: nn.Module, args: object) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        nonlocal depth
+        depth -= 1
+
+    convolutions = [module for module in model.modules() if isinstance(module, MessagePassing)]
+    handles = [module.register_forward_pre_hook(enter) for module in convolutions]
+    handles += [module.register_forward_hook(leave, always_call=True) for module in convolutions]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = forward()
+        result = SavedBytes(by_convolutions, sum(storage.nbytes() for storage in kept.values()))
+        # Also a warm-up: libraries allocate their workspaces here and not during the measured run.
+        loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return result
+
+
+def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
+    """The storages behind a tensor; a sparse one, or a subclass that wraps others, has several."""
+    wrapper: Any = tensor
+    if is_traceable_wrapper_subclass(wrapper):
+        names, _ = wrapper.__tensor_flatten__()
+        for name in names:
+            yield from _storages(getattr(wrapper, name))
+    elif tensor.layout == torch.strided:
+        yield tensor.untyped_storage()
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()):
+            yield part.untyped_storage()
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        for part in (tensor.ccol_indices(), tensor.row_indices(), tensor.values()):
+            yield part.untyped_storage()
+    else:
+        for part in (tensor._indices(), tensor._values()):
+            yield part.untyped_storage()
+
+
+class PeakMemory:
+    """Peak memory between `start` and `read_bytes`; `definition` says what is counted on this machine.
+
+    Args:
+        device: Where the run takes place.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start_bytes: int | None = None
+        if device.type == "cuda":
+            self.definition = "largest torch.cuda.max_memory_allocated, data and parameters included"
+        elif self._reset():
+            self.definition = "rise of the process's resident set over the run (VmHWM)"
+        else:
+            self.definition = "not available on this system"
+
+    def start(self) -> None:
+        """Forget earlier peaks."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # so that pages freed by the run before count again
+        self._start_bytes = _status_bytes("VmRSS") if self._reset() else None
+
+    def read_bytes(self) -> int | None:
+        """The peak since `start`, or None where it cannot be had."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        peak = _status_bytes("VmHWM")
+        if self._start_bytes is None or peak is None:
+            return None
+        return max(0, peak - self._start_bytes)
+
+    @staticmethod
+    def _reset() -> bool:
+        """Set the kernel's high-water mark to the present size (Linux)."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return False
+        return _status_bytes("VmHWM") is not None
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line for line in lines if line.startswith(f"{field}:")]
+    return int(found[0].split()[1]) * 1024 if found else None
+
+
+@contextlib.contextmanager
+def stopwatch(device: torch.device, into_s: list[float]) -> Iterator[None]:
+    """Append the seconds the block took, work queued on the device included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    into_s.append(time.perf_counter() - start)

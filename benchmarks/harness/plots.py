@@ -1,0 +1,54 @@
+"""Test accuracy against epoch, as in the paper's Figure 7."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness.errors import require
+from benchmarks.harness.report import group_rows
+
+FILE = "accuracy.png"
+
+
+def plot_accuracy(records: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """Draw one line per row of the table, its mean over runs, in a band of one standard deviation (ddof = 1).
+
+    Args:
+        records: Finished runs of one sweep; at least one.
+        folder: Exists.
+
+    Returns:
+        The picture's path.
+    """
+    require("matplotlib").use("Agg")
+    plt = require("matplotlib.pyplot")
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for (method, sketch, rate), group in group_rows(records).items():
+        epochs = group[0]["curves"]["epochs"]
+        curves = 100 * np.array([record["curves"]["test"] for record in group], dtype=float)  # [runs, evaluations]
+        mean = curves.mean(axis=0)
+        label = " ".join(str(part) for part in (method, sketch, rate) if part is not None)
+        marker = "o" if len(epochs) == 1 else None
+        (line,) = axes.plot(
+            epochs,
+            mean,
+            marker=marker,
+            linewidth=1.5,
+            label=f"{label}, {len(group)} run{'s' if len(group) > 1 else ''}",
+        )
+        if len(group) > 1:
+            spread = curves.std(axis=0, ddof=1)
+            axes.fill_between(epochs, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
+    config = records[0]["config"]
+    axes.set_title(f"{records[0]['dataset']['title']}: GCN2, {config['layers']} layers of {config['hidden']}")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test accuracy [%]")
+    axes.grid(alpha=0.3)
+    axes.legend(title="mean, band: 1 standard deviation", loc="lower right")
+    figure.savefig(folder / FILE, dpi=150)
+    plt.close(figure)
+    return folder / FILE

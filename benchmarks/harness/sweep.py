@@ -1,0 +1,86 @@
+"""Run what was asked for, keep what is finished, show the table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import datasets, environment, plots
+from benchmarks.harness.config import RunConfig, Sweep
+from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.methods import METHODS
+from benchmarks.harness.records import FILE, append_record, make_record, read_records
+from benchmarks.harness.report import format_report
+from benchmarks.harness.train import train
+
+INTERRUPTED = 130
+
+
+def run_sweep(sweep: Sweep) -> int:
+    """Load the data, train every run that has no record yet, write table and picture.
+
+    Nothing is written before the first run has finished, so that a command that cannot work leaves no folder.
+
+    Args:
+        sweep: The resolved configuration.
+
+    Returns:
+        Exit code: 0, or 130 after Ctrl-C.
+
+    Raises:
+        BenchmarkError: When the user has something to put right.
+    """
+    for module in ("tabulate", "matplotlib", "scipy"):
+        require(module)  # needed only at the end, but better missed now than after the last run
+    device = environment.resolve_device(sweep.device)
+    for run in sweep.expand("", str(device)):
+        try:
+            METHODS[run.method].check(run)
+        except (TypeError, ValueError) as error:
+            raise BenchmarkError(str(error)) from error
+    out = sweep.out_dir()
+    if out.exists() and not out.is_dir():
+        raise BenchmarkError(f"'out' must be a folder (got the file '{out}'). Choose another --out.")
+    if (found := read_records(out)) and not sweep.resume:
+        raise BenchmarkError(
+            f"'{out / FILE}' already holds {len(found)} finished runs. Add --resume to continue "
+            "there, or choose another --out."
+        )
+    if sweep.threads is not None:
+        torch.set_num_threads(sweep.threads)
+    dataset = datasets.load(sweep.dataset, sweep.root, sweep.download)
+    runs = sweep.expand(dataset.fingerprint, str(device))
+    done = {record["key"]: record for record in found}
+    todo = [run for run in runs if run.key not in done]
+    if sweep.resume:
+        print(f"{len(runs) - len(todo)} of {len(runs)} runs are recorded in {out}.", file=sys.stderr)
+    print(f"{dataset.title}: {len(todo)} runs on {device}", file=sys.stderr)
+    code = 0
+    on_device = dataset.to(device)
+    where = environment.describe(device)
+    try:
+        for number, run in enumerate(todo, start=1):
+            result = train(run, on_device, position=f"[{number}/{len(todo)}]")
+            record = make_record(run, dataset, where, result)
+            append_record(out, record)
+            done[run.key] = record
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. Finished runs are kept; continue with --resume --out {out}", file=sys.stderr)
+        code = INTERRUPTED
+    _show(runs, done, out)
+    return code
+
+
+def _show(runs: list[RunConfig], done: dict[str, dict], out: Path) -> None:
+    records = [done[run.key] for run in runs if run.key in done]
+    if not records:
+        print("No run has finished.", file=sys.stderr)
+        return
+    text = format_report(records)
+    if len(records) < len(runs):
+        text += f"- Incomplete: {len(records)} of {len(runs)} runs.\n"
+    (out / "table.md").write_text(text)
+    picture = plots.plot_accuracy(records, out)
+    print(f"\n{text}\nWrote {FILE}, table.md and {picture.name} in {out}")

@@ -1,0 +1,1 @@
+"""Small timings of one operation beside its peers."""

@@ -1,0 +1,76 @@
+"""The record file survives crashes and refuses what it cannot read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.harness import environment
+from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.records import FILE, append_record, make_record, read_records
+from benchmarks.harness.train import train
+
+
+def test_a_record_holds_everything_needed_to_judge_it(make_run, tiny):
+    run = make_run()
+    record = make_record(run, tiny, environment.describe(torch.device("cpu")), train(run, tiny, quiet=True))
+    record = json.loads(json.dumps(record))
+    assert record["schema"] == 1 and record["key"] == run.key and record["features_are_stand_ins"] is False
+    assert record["config"]["layers"] == 2 and record["method_config"] is None
+    assert record["environment"]["packages"]["torch"] == torch.__version__
+    assert {"device", "cpu", "git_sha", "python"} <= record["environment"].keys()
+    assert {len(record["curves"][name]) for name in ("loss", "epochs", "valid", "test")} == {4}
+    for name in ("saved_convolutions_bytes", "saved_total_bytes", "peak_bytes", "epoch_s", "test_accuracy"):
+        assert name in record["results"]
+
+
+def test_the_method_s_own_configuration_is_recorded(make_run, tiny):
+    run = make_run(method=("rmm",), rate=(0.5,))
+    record = make_record(run, tiny, {}, train(run, tiny, quiet=True))
+    assert record["method_config"]["rate"] == 0.5
+    assert "count_sketch" in json.dumps(record["method_config"]["sketch"])
+
+
+def test_append_and_read(tmp_path):
+    folder = tmp_path / "a" / "b"
+    assert read_records(folder) == []
+    for key in "xyz":
+        append_record(folder, {"schema": 1, "key": key})
+    assert [record["key"] for record in read_records(folder)] == ["x", "y", "z"]
+
+
+def test_a_torn_last_line_is_passed_over_and_then_cut_off(tmp_path):
+    append_record(tmp_path, {"schema": 1, "key": "x"})
+    with open(tmp_path / FILE, "a") as file:
+        file.write('{"schema": 1, "key": "y", "curv')
+    assert [record["key"] for record in read_records(tmp_path)] == ["x"]
+    append_record(tmp_path, {"schema": 1, "key": "z"})
+    assert [record["key"] for record in read_records(tmp_path)] == ["x", "z"]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
+    (tmp_path / FILE).write_text('{"schema": 1}\nnonsense\n{"schema": 1}\n')
+    with pytest.raises(BenchmarkError, match="damaged at line 2"):
+        read_records(tmp_path)
+
+
+def test_another_schema_is_an_error(tmp_path):
+    append_record(tmp_path, {"schema": 99})
+    with pytest.raises(BenchmarkError, match=r"must have schema 1 \(got 99"):
+        read_records(tmp_path)
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    append_record(tmp_path, {"schema": 1, "loss": [1.0, float("nan"), float("inf")]})
+    assert read_records(tmp_path)[0]["loss"] == [1.0, None, None]
+
+
+def test_keys_tell_runs_apart(make_run):
+    run = make_run()
+    assert run.key == make_run().key
+    changes = {"seed": 1, "lr": 0.5, "data_fingerprint": "other", "device": "cuda", "method": "rmm", "threads": 1}
+    keys = {replace(run, **{name: value}).key for name, value in changes.items()}
+    assert len(keys | {run.key}) == len(changes) + 1

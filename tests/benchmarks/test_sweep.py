@@ -1,0 +1,134 @@
+"""Whole invocations on digits: outputs, resuming, interruption."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import sweep as sweep_module
+from benchmarks.harness.config import resolve
+from benchmarks.harness.train import train
+from benchmarks.ogbn_arxiv import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = ["--smoke", "--method", "baseline"]
+
+
+def keys(out: Path) -> list[str]:
+    return [json.loads(line)["key"] for line in (out / "records.jsonl").read_text().splitlines()]
+
+
+def test_smoke_as_a_command(tmp_path: Path):
+    out = tmp_path / "out"
+    command = [sys.executable, "benchmarks/ogbn_arxiv.py", "--smoke", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "| baseline |" in done.stdout and "| rmm " in done.stdout and "count_sketch" in done.stdout
+    assert sorted(path.name for path in out.iterdir()) == ["accuracy.png", "records.jsonl", "table.md"]
+    assert len(keys(out)) == 4
+    assert "[1/4] baseline seed 0" in done.stderr and "loss=" in done.stderr and "valid=" in done.stderr
+
+
+def test_help_as_a_command_from_elsewhere(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "ogbn_arxiv.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    for flag in ("--method", "--sketch", "--rate", "--no-center", "--shared-weights", "--eval-every", "--resume"):
+        assert flag in done.stdout
+    assert "(default: 256)" in done.stdout
+
+
+def test_existing_records_are_neither_mixed_nor_overwritten(tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    assert main([*SMOKE, "--out", str(out)]) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert main([*SMOKE, "--seed", "5", "--out", str(out)]) == 2
+    assert "already holds 2 finished runs. Add --resume" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_resume_skips_what_is_there_and_adds_the_rest(tmp_path: Path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    trained = []
+    monkeypatch.setattr(sweep_module, "train", lambda run, *a, **k: trained.append(run.seed) or train(run, *a, **k))
+    assert main([*SMOKE, "--out", str(out)]) == 0
+    first = keys(out)
+    assert main([*SMOKE, "--out", str(out), "--resume", "--runs", "3"]) == 0
+    assert trained == [0, 1, 2]
+    assert keys(out)[:2] == first and len(keys(out)) == 3
+    assert "(n=3)" in (out / "table.md").read_text()
+    assert main([*SMOKE, "--out", str(out), "--resume", "--runs", "3"]) == 0
+    assert trained == [0, 1, 2]
+    # Other settings may share the folder; the table shows only what was asked for.
+    capsys.readouterr()
+    assert main([*SMOKE, "--out", str(out), "--resume", "--hidden", "8"]) == 0
+    assert "(n=2)" in capsys.readouterr().out and len(keys(out)) == 5
+
+
+def test_resume_runs_again_what_a_crash_tore(tmp_path: Path):
+    out = tmp_path / "out"
+    assert main([*SMOKE, "--out", str(out)]) == 0
+    path = out / "records.jsonl"
+    whole = keys(out)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert main([*SMOKE, "--out", str(out), "--resume"]) == 0
+    assert keys(out) == whole
+
+
+def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(100))
+
+    def interrupted(*args: object, **kwargs: object):
+        if next(calls) == count:
+            raise KeyboardInterrupt
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(sweep_module, "train", interrupted)
+
+
+def test_interruption_keeps_records_and_prints_the_table(tmp_path: Path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    interrupt_after(1, monkeypatch)
+    assert main([*SMOKE, "--out", str(out)]) == 130
+    captured = capsys.readouterr()
+    assert "| baseline |" in captured.out and "(n=1)" in captured.out
+    assert "Incomplete: 1 of 2 runs" in (out / "table.md").read_text()
+    assert "--resume" in captured.err
+    assert len(keys(out)) == 1 and (out / "accuracy.png").exists()
+    monkeypatch.setattr(sweep_module, "train", train)
+    assert main([*SMOKE, "--out", str(out), "--resume"]) == 0
+    assert len(keys(out)) == 2 and "Incomplete" not in (out / "table.md").read_text()
+
+
+def test_interruption_before_the_first_record_leaves_nothing(tmp_path: Path, monkeypatch, capsys):
+    interrupt_after(0, monkeypatch)
+    assert main([*SMOKE, "--out", str(tmp_path / "out")]) == 130
+    assert "No run has finished" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_and_seeds_of_a_sweep():
+    given = {"method": ("baseline", "rmm"), "sketch": ("count_sketch", "gaussian"), "rate": (0.1, 0.5), "runs": 2}
+    runs = resolve(given).expand("fingerprint", "cpu")
+    assert [run.seed for run in runs] == [0] * 5 + [1] * 5  # complete pairs first
+    assert [run.label for run in runs[:5]] == [
+        "baseline", "rmm count_sketch 0.1", "rmm count_sketch 0.5", "rmm gaussian 0.1", "rmm gaussian 0.5",
+    ]  # fmt: skip
+    assert len({run.key for run in runs}) == 10
+
+
+def test_presets_yield_to_what_is_given():
+    assert resolve({"dataset": "digits"}).layers == 4
+    assert resolve({"dataset": "digits", "layers": 7}).layers == 7
+    assert resolve({"smoke": True}).dataset == "digits"
+    assert resolve({"smoke": True, "dataset": "ogbn-arxiv", "epochs": 9}).dataset == "ogbn-arxiv"
+    assert resolve({"layers": 3}).hidden == 256
+
+
+def test_without_out_every_invocation_gets_its_own_folder():
+    assert resolve({"dataset": "npz:/somewhere/graph.npz"}).out_dir().as_posix().startswith("runs/npz-graph-20")
+    assert resolve({}).out_dir().as_posix().startswith("runs/ogbn-arxiv-20")
+    assert resolve({"out": "x"}).out_dir() == Path("x")
