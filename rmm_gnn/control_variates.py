@@ -11,8 +11,9 @@ from rmm_gnn.kernels.reference import accumulation_dtype
 def column_sums(matrix: Tensor, workspace_bytes: int) -> Tensor:  # [B, N] -> [N]
     """Return the sum of the rows in the accumulation type, without a converted copy of the whole matrix."""
     dtype = accumulation_dtype(matrix.dtype)
-    if matrix.dtype == dtype:
-        return matrix.sum(0)
+    if matrix.dtype == dtype or matrix.is_cuda:
+        return matrix.sum(0, dtype=dtype)
+    # On CPU torch would convert all of a low-precision matrix before it adds.
     total = matrix.new_zeros(matrix.shape[1], dtype=dtype)
     height = max(1, workspace_bytes // max(1, matrix.shape[1] * dtype.itemsize))
     for start in range(0, matrix.shape[0], height):

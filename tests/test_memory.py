@@ -1,4 +1,4 @@
-"""Law 6, by the process's own peak: besides what it returns and keeps, an operator allocates no more than its workspace."""
+"""Law 6 by the process's own peak: besides what it returns, an operator allocates no more than its workspace."""
 
 import json
 import subprocess

@@ -55,7 +55,8 @@ class RunConfig:
     @property
     def label(self) -> str:
         """Short name of the row this run belongs to, such as ``rmm count_sketch 0.1``."""
-        return " ".join(str(part) for part in (self.method, self.sketch, self.rate) if part is not None)
+        parts = [self.method, self.sketch, self.rate, "uncentred" if self.center is False else None]
+        return " ".join(str(part) for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class Sweep:
     method: tuple[str, ...] = _option(tuple(METHODS), "methods to compare", nargs="+", choices=tuple(METHODS))
     sketch: tuple[str, ...] = _option(("count_sketch",), "sketch families, one row each", nargs="+")
     rate: tuple[float, ...] = _option((0.1,), "fraction of rows kept, one row each", nargs="+", type=float)
-    center: bool = _option(True, "subtract the column means before sketching", action="boolean")
+    center: tuple[str, ...] = _option(
+        ("on",), "subtract the column means before sketching; both: a row each", nargs="+", choices=("on", "off")
+    )
     codec: str = _option("fp32", "how the sketch is stored: fp32 (the input's dtype), bf16, fp16")
     runs: int = _option(3, "runs per row; run i uses seed + i in every row", type=int)
     seed: int = _option(0, "seed of the first run (weights, dropout, random splits)", type=int)
@@ -124,7 +127,7 @@ class Sweep:
             )
         if self.theta is not None:
             _check("theta", self.theta > 0, "be positive", self.theta, "Leave it out for beta = 1.")
-        for name in ("method", "sketch", "rate"):
+        for name in ("method", "sketch", "rate", "center"):
             value = getattr(self, name)
             _check(name, len(set(value)) == len(value) > 0, "name different values", value, "Give each one once.")
         for name in self.method:
@@ -155,11 +158,12 @@ class Sweep:
                         "method": name,
                         "sketch": sketch,
                         "rate": rate,
-                        "center": self.center,
+                        "center": center == "on",
                         "codec": self.codec,
                     }
                     for sketch in self.sketch
                     for rate in self.rate
+                    for center in self.center
                 ]
             else:
                 rows.append({"method": name, "sketch": None, "rate": None, "center": None, "codec": None})

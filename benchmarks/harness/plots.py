@@ -27,11 +27,12 @@ def plot_accuracy(records: Sequence[dict[str, Any]], folder: Path) -> Path:
     require("matplotlib").use("Agg")
     plt = require("matplotlib.pyplot")
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for (method, sketch, rate), group in group_rows(records).items():
+    for (method, sketch, rate, center), group in group_rows(records).items():
         epochs = group[0]["curves"]["epochs"]
         curves = 100 * np.array([record["curves"]["test"] for record in group], dtype=float)  # [runs, evaluations]
         mean = curves.mean(axis=0)
-        label = " ".join(str(part) for part in (method, sketch, rate) if part is not None)
+        parts = (method, sketch, rate, "uncentred" if center is False else None)
+        label = " ".join(str(part) for part in parts if part is not None)
         marker = "o" if len(epochs) == 1 else None
         (line,) = axes.plot(
             epochs,

@@ -10,11 +10,12 @@ from typing import Any
 from benchmarks.harness.errors import require
 
 Record = dict[str, Any]
-Row = tuple[str, str | None, float | None]
+Row = tuple[str, str | None, float | None, bool | None]
 HEADERS = [
     "method",
     "sketch",
     "rate",
+    "centred",
     "saved by convolutions",
     "saved in all",
     "peak memory",
@@ -25,11 +26,12 @@ HEADERS = [
 
 
 def group_rows(records: Iterable[Record]) -> dict[Row, list[Record]]:
-    """Records by (method, sketch, rate), in the order first met."""
+    """Records by (method, sketch, rate, centred), in the order first met."""
     rows: dict[Row, list[Record]] = {}
     for record in records:
         config = record["config"]
-        rows.setdefault((config["method"], config["sketch"], config["rate"]), []).append(record)
+        row = config["method"], config["sketch"], config["rate"], config["center"]
+        rows.setdefault(row, []).append(record)
     return rows
 
 
@@ -69,12 +71,18 @@ def format_report(records: Sequence[Record]) -> str:
         Text that ends in a newline.
     """
     rows = group_rows(records)
-    baseline = rows.get(("baseline", None, None), [])
+    baseline = rows.get(("baseline", None, None, None), [])
     largest = max(record["results"][name] or 0 for record in records for name in ("saved_total_bytes", "peak_bytes"))
     unit, scale = ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
     body = [
-        [method, sketch or "-", "-" if rate is None else f"{rate:g}", *_cells(group, baseline, scale)]
-        for (method, sketch, rate), group in rows.items()
+        [
+            method,
+            sketch or "-",
+            "-" if rate is None else f"{rate:g}",
+            {None: "-", True: "yes", False: "no"}[center],
+            *_cells(group, baseline, scale),
+        ]
+        for (method, sketch, rate, center), group in rows.items()
     ]
     headers = [f"{name} [{unit}]" if name.startswith(("saved", "peak")) else name for name in HEADERS]
     table = require("tabulate").tabulate(
@@ -82,7 +90,7 @@ def format_report(records: Sequence[Record]) -> str:
         headers,
         tablefmt="github",
         disable_numparse=True,
-        colalign=("left", "left", *["right"] * (len(headers) - 2)),
+        colalign=("left", "left", "right", "left", *["right"] * (len(headers) - 4)),
     )
     return f"{_title(records[0])}\n\n{table}\n\n{_notes(records)}\n"
 
@@ -94,7 +102,7 @@ def _cells(group: Sequence[Record], baseline: Sequence[Record], scale: int) -> l
             return "n/a"
         reference = _median(baseline, name)
         # How many times less than the baseline: the number one looks for first.
-        ratio = f" ({reference / value:.2f}x less)" if reference and value and group is not baseline else ""
+        ratio = f" ({_times(reference, value)})" if reference and value and group is not baseline else ""
         return f"{value / scale:.4g}{ratio}"
 
     accuracies = [100 * record["results"]["test_accuracy"] for record in group]
@@ -112,6 +120,10 @@ def _cells(group: Sequence[Record], baseline: Sequence[Record], scale: int) -> l
         accuracy,
         difference,
     ]
+
+
+def _times(reference: float, value: float) -> str:
+    return f"{reference / value:.2f}x less" if value <= reference else f"{value / reference:.2f}x more"
 
 
 def _median(group: Sequence[Record], name: str) -> float | None:
@@ -149,7 +161,8 @@ def _notes(records: Sequence[Record]) -> str:
     if sketched:
         notes.insert(
             1,
-            f"Sketches are {'' if sketched[0]['center'] else 'not '}centred and stored as {sketched[0]['codec']}.",
+            "Centred: the column means are subtracted before sketching, their exact term is added back. "
+            f"Sketches are stored as {sketched[0]['codec']}.",
         )
     if first["features_are_stand_ins"]:
         notes.insert(

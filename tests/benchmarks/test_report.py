@@ -52,12 +52,12 @@ def cells(text: str, method: str) -> list[str]:
 
 def test_rows(records):
     text = format_report(records)
-    assert cells(text, "baseline") == ["baseline", "-", "-", "8", "16", "32", "0.25", "71.00 +- 1.00 (n=3)", "-"]
+    assert cells(text, "baseline") == ["baseline", "-", "-", "-", "8", "16", "32", "0.25", "71.00 +- 1.00 (n=3)", "-"]
     # Differences -1, 0, +2: mean 1/3, standard deviation sqrt(7/3), t(2) = 4.3027.
     half = 4.302653 * math.sqrt(7 / 3) / math.sqrt(3)
     interval = f"+0.33 [{1 / 3 - half:+.2f}, {1 / 3 + half:+.2f}]"
     assert cells(text, "rmm") == [
-        "rmm", "count_sketch", "0.1", "2 (4.00x less)", "4 (4.00x less)", "8 (4.00x less)", "0.25",
+        "rmm", "count_sketch", "0.1", "yes", "2 (4.00x less)", "4 (4.00x less)", "8 (4.00x less)", "0.25",
         "71.33 +- 2.08 (n=3)", interval,
     ]  # fmt: skip
 
@@ -74,8 +74,8 @@ def test_pairs_are_matched_by_seed(records):
 
 def test_one_run_has_no_spread_and_no_interval(records):
     text = format_report(records[:2])
-    assert cells(text, "baseline")[7] == "70.00 (n=1)"
-    assert cells(text, "rmm")[8] == "-1.00"
+    assert cells(text, "baseline")[8] == "70.00 (n=1)"
+    assert cells(text, "rmm")[9] == "-1.00"
 
 
 def test_the_notes_say_what_was_measured(records):
@@ -91,7 +91,7 @@ def test_the_notes_say_what_was_measured(records):
 def test_missing_peak_memory_is_not_invented(records):
     for entry in records:
         entry["results"]["peak_bytes"] = None
-    assert cells(format_report(records), "rmm")[5] == "n/a"
+    assert cells(format_report(records), "rmm")[6] == "n/a"
 
 
 def test_large_runs_are_in_gib(records):
@@ -105,7 +105,19 @@ def test_stand_ins_are_said(records):
 
 
 def test_groups_keep_the_order_of_the_sweep(records):
-    assert list(group_rows(records)) == [("baseline", None, None), ("rmm", "count_sketch", 0.1)]
+    uncentred = copy.deepcopy(records[1])
+    uncentred["config"]["center"] = False
+    assert list(group_rows([*records, uncentred])) == [
+        ("baseline", None, None, None),
+        ("rmm", "count_sketch", 0.1, True),
+        ("rmm", "count_sketch", 0.1, False),
+    ]
+
+
+def test_more_than_the_baseline_is_said_to_be_more(records):
+    records[0]["results"]["peak_bytes"] = records[1]["results"]["peak_bytes"] // 2
+    text = format_report(records[:2])
+    assert cells(text, "rmm")[6] == "8 (2.00x more)"
 
 
 @pytest.mark.parametrize("count", [1, 6])

@@ -36,7 +36,7 @@ def test_smoke_as_a_command(tmp_path: Path):
 def test_help_as_a_command_from_elsewhere(tmp_path: Path):
     command = [sys.executable, str(ROOT / "benchmarks" / "ogbn_arxiv.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    for flag in ("--method", "--sketch", "--rate", "--no-center", "--shared-weights", "--eval-every", "--resume"):
+    for flag in ("--method", "--sketch", "--rate", "--center", "--shared-weights", "--eval-every", "--resume"):
         assert flag in done.stdout
     assert "(default: 256)" in done.stdout
 
