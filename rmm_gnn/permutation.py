@@ -10,6 +10,7 @@ from torch import Tensor
 from rmm_gnn.seeding import Stream, hash_index, hash_words
 
 # A smaller domain mixes too slowly under Feistel rounds; tiny permutations walk through a 16 x 16 grid instead.
+# Half of the rounds update either half.
 _MIN_SIDE = 16
 _ROUNDS = 6
 
@@ -45,41 +46,35 @@ def permutation(seed: Tensor, num_rows: int, start: int = 0, stop: int | None = 
     excess = side_a * side_b - num_rows
     # Eight times the speed of int64 on a processor with vector instructions.
     dtype = torch.int32 if side_a * side_b < 2**31 else torch.int64
-    tables = _round_tables(seed, side_a, side_b, dtype)
+    if stop == num_rows:
+        cells = torch.arange(start, num_rows + excess, dtype=dtype, device=seed.device)
+    else:
+        inside = torch.arange(start, stop, dtype=dtype, device=seed.device)
+        cells = torch.cat([inside, torch.arange(num_rows, num_rows + excess, dtype=dtype, device=seed.device)])
 
-    image = _feistel(torch.arange(start, stop, dtype=dtype, device=seed.device), side_a, side_b, tables)
-    if excess:
-        cells = torch.arange(num_rows, num_rows + excess, dtype=dtype, device=seed.device)
-        outside = _feistel(cells, side_a, side_b, tables)
-        for _ in range(excess.bit_length()):
-            outside = _walk_once(outside, outside, num_rows)
-        image = _walk_once(image, outside, num_rows)
-    return image
+    image, outside = _feistel(cells, side_a, side_b, seed).split([stop - start, excess])
+    for _ in range(excess.bit_length()):
+        outside = _walk_once(outside, outside, num_rows)
+    return _walk_once(image, outside, num_rows) if excess else image
 
 
 def _walk_once(image: Tensor, outside: Tensor, num_rows: int) -> Tensor:
     return torch.where(image < num_rows, image, outside.index_select(0, (image - num_rows).clamp_(min=0)))
 
 
-def _round_tables(seed: Tensor, side_a: int, side_b: int, dtype: torch.dtype) -> list[Tensor]:
-    """The addend of every round for every value of the half that is read: at most max(a, b) numbers each."""
+def _feistel(index: Tensor, side_a: int, side_b: int, seed: Tensor) -> Tensor:
+    """Permute cells of the grid Z_a x Z_b, a >= b, numbered row by row."""
+    # What each round adds, for every value of the half that it reads: a table beats a hash of each index.
     round_keys = hash_index(seed, Stream.PERMUTATION, torch.arange(_ROUNDS, device=seed.device))
-    tables = []
-    for step in range(_ROUNDS):
-        read, written = (side_b, side_a) if step % 2 == 0 else (side_a, side_b)
-        words = hash_words(torch.arange(read, device=seed.device), round_keys[step])
-        tables.append(((words * written) >> 32).to(dtype))
-    return tables
+    words = hash_words(torch.arange(side_a, device=seed.device), round_keys.unsqueeze(1))
+    to_left = ((words[0::2] * side_a) >> 32).to(index.dtype)
+    to_right = ((words[1::2] * side_b) >> 32).to(index.dtype)
 
-
-def _feistel(index: Tensor, side_a: int, side_b: int, tables: list[Tensor]) -> Tensor:
     left = torch.div(index, side_b, rounding_mode="floor")
     right = index - left * side_b
-    for step, table in enumerate(tables):
-        if step % 2 == 0:
-            _add_modulo(left, table.index_select(0, right), side_a)
-        else:
-            _add_modulo(right, table.index_select(0, left), side_b)
+    for left_table, right_table in zip(to_left, to_right, strict=True):
+        _add_modulo(left, left_table.index_select(0, right), side_a)
+        _add_modulo(right, right_table.index_select(0, left), side_b)
     return left.mul_(side_b).add_(right)
 
 

@@ -19,6 +19,10 @@ _LOW_KEY = 0x243F6A88
 _HIGH_KEY = 0x85A308D3
 
 
+# A 32-bit key, read on the host (CPU) or left on the device.
+Key = Tensor | int
+
+
 class Stream(IntEnum):
     """Independent uses of one seed.  Signs, permutation, rounding and dropout never read the same stream."""
 
@@ -73,8 +77,8 @@ def _draw(device: torch.device, generator: torch.Generator | None) -> Tensor:
     seed = torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     if rank:
-        low, high = stream_key(seed, Stream.RANK)
-        seed = hash_words((low + rank) & _WORD, high) * 2**31 + hash_words((high + rank) & _WORD, low)
+        words = hash_index(seed, Stream.RANK, torch.arange(2 * rank, 2 * rank + 2, device=device))
+        seed = words[0] * 2**31 + words[1]
     return seed
 
 
@@ -101,16 +105,27 @@ def mix32(word: Tensor) -> Tensor:
     return word
 
 
-def stream_key(seed: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-    """Return the two 32-bit keys (scalar int64 tensors) of one stream of ``seed``."""
-    first = mix32(((seed & _WORD) + stream * _GOLDEN) & _WORD)
-    second = mix32(((seed >> 32) & _WORD) ^ first)
-    # The keys must not be each other's image under mix32: for a seed below 2^32, second is mix32(first), and index 0
+def stream_key(seed: Tensor, stream: int) -> tuple[Key, Key]:
+    """Return the two 32-bit keys of one stream of ``seed``: scalar tensors, or ints where reading it costs nothing."""
+    if seed.device.type == "cpu":
+        # Forty operations on a scalar tensor would take longer than all else for a small input.
+        first = _mix_int((int(seed) + stream * _GOLDEN) & _WORD)
+        second = _mix_int(((int(seed) >> 32) & _WORD) ^ first)
+        return _mix_int(first ^ _LOW_KEY), _mix_int(second ^ _HIGH_KEY)
+    low = mix32(((seed & _WORD) + stream * _GOLDEN) & _WORD)
+    high = mix32(((seed >> 32) & _WORD) ^ low)
+    # The keys must not be each other's image under mix32: for a seed below 2^32, high is mix32(low) here, and index 0
     # would hash to 0 whatever the seed.
-    return mix32(first ^ _LOW_KEY), mix32(second ^ _HIGH_KEY)
+    return mix32(low ^ _LOW_KEY), mix32(high ^ _HIGH_KEY)
 
 
-def hash_words(word: Tensor, key: Tensor) -> Tensor:
+def _mix_int(word: int) -> int:
+    word = ((word ^ (word >> 15)) * 0x2C1B3C6D) & _WORD
+    word = ((word ^ (word >> 12)) * 0x297A2D39) & _WORD
+    return word ^ (word >> 15)
+
+
+def hash_words(word: Tensor, key: Key) -> Tensor:
     """One keyed round: 32-bit words in int64 lanes -> the same, without changing the argument."""
     # An int32 tensor would stay int32 beside a scalar tensor, and overflow.
     return mix32(word.to(torch.int64) ^ key)
