@@ -69,7 +69,10 @@ def check_floating(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"'{name}' must be a tensor (got {type(value).__name__}). Convert it with torch.as_tensor.")
     if value.layout != torch.strided:
-        raise TypeError(f"'{name}' must be a dense tensor (got layout {value.layout}). Call .to_dense() first.")
+        raise TypeError(
+            f"'{name}' must be a dense tensor (got layout {value.layout}). "
+            "Keep layers with sparse input exact (module_filter_fn of convert_to_rmm), or call .to_dense()."
+        )
     if value.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise TypeError(
             f"'{name}' must be of type float32, float64, bfloat16 or float16 (got {value.dtype}). Call .float() first."
@@ -119,10 +122,10 @@ def check_seed(seed: Any, device: torch.device) -> Tensor:
                 f"'seed' must be on the device of 'x', {device} (got {seed.device}). Draw it with draw_seed(x)."
             )
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(
             f"'seed' must be an int or an int64 scalar tensor (got {type(seed).__name__}). Use draw_seed(x)."
         )
-    if not -(2**63) <= seed < 2**63:
+    if not -(2**63) <= int(seed) < 2**63:
         raise ValueError(f"'seed' must fit in 64 bits (got {seed}). Take it modulo 2**63.")
-    return torch.tensor(seed, dtype=torch.int64, device=device)
+    return torch.full((), int(seed), dtype=torch.int64, device=device)

@@ -111,5 +111,9 @@ def weight_grad(
     for start, stop, block in blocks:
         if marks is not None:
             block += marks
-        total.addmm_(block.T, codec.decode(payload, start, stop, block.dtype))
+        # The block takes half of the workspace; what is decoded beside it must not follow its height.
+        height = max(1, config.workspace_bytes // 4 // max(1, total.shape[1] * total.element_size()))
+        for row in range(start, stop, height):
+            end = min(row + height, stop)
+            total.addmm_(block[row - start : end - start].T, codec.decode(payload, row, end, block.dtype))
     return total.to(dtype), sums

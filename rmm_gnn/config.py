@@ -28,7 +28,8 @@ class RMMConfig:
         max_size: Keep at most so many rows.
         sketch: Name of a sketch family, or a configured one such as ``SORSSketch(transform="dct")``.
         center: Subtract the column means before sketching and add their exact rank-one term in backward.
-        codec: How the sketch is stored: "fp32" keeps the type of the input, "bf16" and "fp16" round it.
+        codec: How the sketch is stored: "fp32" keeps the type of the input, "bf16" and "fp16" round it.  The rows of a
+            sketch are larger than those of x by about rate^-1/2, so float16 overflows that much earlier.
         workspace_bytes: Bound on transient memory in forward and in backward; the families' docstrings list exceptions.
         backend: "auto", "torch" or "scatter" (bucket sums of ``count_sketch`` through torch-scatter).
 
@@ -60,7 +61,7 @@ class RMMConfig:
         if self.rate is not None and self.size is not None:
             raise ValueError(
                 f"'rate' must be left out where 'size' is given (got rate={self.rate}, size={self.size}). "
-                "Give one of them."
+                "Give one of them; in dataclasses.replace, set the other to None."
             )
         if self.size is None:
             rate = DEFAULT_RATE if self.rate is None else self.rate
@@ -74,7 +75,7 @@ class RMMConfig:
         object.__setattr__(self, "sketch", get_sketch(self.sketch))
         check_bool("center", self.center)
         get_codec(self.codec)
-        check_positive_int("workspace_bytes", self.workspace_bytes)
+        object.__setattr__(self, "workspace_bytes", check_positive_int("workspace_bytes", self.workspace_bytes))
         check_backend(self.backend)
         if resolve(self.backend) not in ("torch", *self.family.backends):
             raise ValueError(
@@ -147,14 +148,22 @@ def _from_fields(spec: str, *values: Any) -> RMMConfig:
 
 
 def resolve_config(
-    config: RMMConfig | None, *, rate: float | None = None, sketch: str | Sketch | None = None
+    config: RMMConfig | None,
+    *,
+    rate: float | None = None,
+    sketch: str | Sketch | None = None,
+    positional: object = None,
 ) -> RMMConfig:
     """Return ``config``, or one made of ``rate`` and ``sketch``: what the layers' keyword arguments mean.
 
+    ``positional`` is the layer's last positional argument, where a config ends up that was given without its keyword.
+
     Raises:
         ValueError: If ``config`` is given together with ``rate`` or ``sketch``.
-        TypeError: If ``config`` is not an ``RMMConfig``.
+        TypeError: If ``config`` is not an ``RMMConfig``, or was given by position.
     """
+    if isinstance(positional, RMMConfig):
+        raise TypeError("'config' must be given by keyword (got it by position). Write config=RMMConfig(...).")
     if config is None:
         return RMMConfig(rate=rate, sketch="count_sketch" if sketch is None else sketch)
     if not isinstance(config, RMMConfig):

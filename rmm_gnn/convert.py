@@ -37,8 +37,8 @@ def convert_to_rmm(
 
     Swaps layers whose class is exactly ``torch.nn.Linear``, ``torch_geometric.nn.Linear`` (through which GCNConv,
     SAGEConv, GATConv and most of PyG are covered) or ``GCN2Conv``.  Subclasses are left alone, since their forward may
-    differ.  Layers that keep sketches already take the new config, so converting twice is converting once.  Parameters,
-    state_dict keys and hooks stay.  Swap before ``torch.compile``.
+    differ; parametrised layers are such.  Layers that keep sketches already take the new config, so converting twice is
+    converting once.  Parameters, state_dict keys and hooks stay.  Swap before ``torch.compile``.
 
     Args:
         model: Any module, also a single layer.
@@ -51,9 +51,9 @@ def convert_to_rmm(
         ``model``.
 
     Raises:
-        TypeError: If ``config`` is neither a config nor a mapping to configs.
-        ValueError: If no layer was selected, a pattern of the mapping matches no candidate, or a selected layer has a
-            forward of its own (set on the instance) or is compiled.
+        TypeError: If ``config`` is neither a config nor a mapping to configs, or the filter returns something else.
+        ValueError: If no layer was selected, a pattern of the mapping is invalid or matches no candidate, or a selected
+            layer has a forward of its own (set on the instance), is compiled, or has an attribute ``config`` already.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
@@ -69,13 +69,16 @@ def convert_to_rmm(
             f"'config' must be an RMMConfig or a mapping of name patterns to them (got {type(config).__name__}). "
             "Write RMMConfig(rate=0.1)."
         )
-    candidates = {name: module for name, module in model.named_modules() if type(module) in (SWAPS.keys() | _ORIGINALS)}
-    chosen = {name: _choose(name, config) for name in candidates}
+    swappable = SWAPS.keys() | _ORIGINALS
+    # A layer that is shared goes by all of its names.
+    named = list(model.named_modules(remove_duplicate=False))
+    candidates = {name: module for name, module in named if type(module) in swappable}
     if isinstance(config, Mapping):
         _check_patterns(config, candidates)
+    chosen = {name: _choose(name, config) for name in candidates}
     if module_filter_fn is not None:
         for name, module in candidates.items():
-            answer = module_filter_fn(module, name)
+            answer = _checked_answer(module_filter_fn(module, name), name)
             chosen[name] = answer if isinstance(answer, RMMConfig) else chosen[name] if answer else None
 
     selected = {name: settings for name, settings in chosen.items() if settings is not None}
@@ -86,7 +89,7 @@ def convert_to_rmm(
         )
     for name in selected:
         _check_swappable(candidates[name], name)
-    for name, settings in selected.items():
+    for name, settings in reversed(selected.items()):  # of a shared layer's names, the first one decides
         module = candidates[name]
         module.__class__ = SWAPS.get(type(module), type(module))
         module.config = settings
@@ -122,15 +125,36 @@ def _check_patterns(config: Mapping[str, RMMConfig | None], candidates: Mapping[
                 f"'config' must map patterns to an RMMConfig or None (got {type(settings).__name__} for {pattern!r}). "
                 "Write RMMConfig(rate=0.1)."
             )
-        if not any(re.fullmatch(pattern, name) for name in candidates):
+        try:
+            matched = any(re.fullmatch(pattern, name) for name in candidates)
+        except re.error as error:
+            raise ValueError(
+                f"'config' must have regular expressions as keys (got {pattern!r}: {error}). Write '.*' for all layers."
+            ) from error
+        if not matched:
             raise ValueError(
                 f"'config' must have patterns that match a layer (got {pattern!r}). "
                 f"Candidates are: {', '.join(candidates) or 'none'}."
             )
 
 
+def _checked_answer(answer: object, name: str) -> bool | RMMConfig:
+    if not isinstance(answer, bool | RMMConfig):
+        raise TypeError(
+            f"'module_filter_fn' must return True, False or an RMMConfig (got {answer!r} for {name!r}). "
+            "Write RMMConfig(rate=...) for a rate."
+        )
+    return answer
+
+
 def _check_swappable(module: Module, name: str) -> None:
+    name = name or "model"
     own = [key for key in ("forward", "_compiled_call_impl") if module.__dict__.get(key) is not None]
+    if type(module) in SWAPS and hasattr(module, "config"):
+        raise ValueError(
+            f"'{name}' must not have an attribute 'config' of its own (got {module.config!r}). "
+            "The converted layer keeps its RMMConfig there; rename yours."
+        )
     if own:
         raise ValueError(
             f"'{name}' must run its class's forward (got {own[0]} set on the instance). "

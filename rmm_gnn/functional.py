@@ -8,6 +8,7 @@ from torch import Tensor
 
 import rmm_gnn.autograd.rmm_linear  # noqa: F401  (registers the operators)
 from rmm_gnn._validation import check_floating, check_linear_shapes, check_seed
+from rmm_gnn.autograd.shared_input_linear import SharedInputLinear
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.seeding import draw_seed
 
@@ -31,7 +32,11 @@ def rmm_linear(
     ``RMMConfig.saved_bytes`` lists, and ``weight`` if x needs a gradient; x itself is not, and may be changed in place.
 
     Where there is nothing to estimate (``weight`` needs no gradient, grad mode is off, no rows) this is
-    ``torch.nn.functional.linear`` and nothing is kept.  Under autocast, arguments are cast as ``linear`` casts them.
+    ``torch.nn.functional.linear`` and nothing is kept.  Under autocast, arguments are cast as ``linear`` casts them;
+    each call then keeps its own low-precision copy of ``weight``: torch's cache of such copies is out of reach here.
+
+    Besides the workspace, an x whose leading dimensions cannot be flattened in place is copied for the duration of the
+    call, and so is an x that autocast converts, as in ``linear``.
 
     Args:
         x: Input, float32, float64, bfloat16 or float16.
@@ -74,21 +79,49 @@ def rmm_linear(
     elif weight.requires_grad:
         # Also with grad mode off: reentrant checkpointing runs its first pass so, and must advance the generator.
         seed = draw_seed(x)
-    if seed is None or not weight.requires_grad or not torch.is_grad_enabled() or x.numel() == 0:
+    if seed is None or not weight.requires_grad or x.numel() == 0:
         return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return torch.ops.rmm_gnn.exact_linear(x, weight, bias, seed)
 
     out, _ = torch.ops.rmm_gnn.linear(x.reshape(-1, x.shape[-1]), weight, bias, seed, *config.to_fields())
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
+def shared_input_linear(
+    x: Tensor,  # [*, N]
+    weight: Tensor,  # [M, N]
+) -> Tensor:  # [*, M]
+    """Exact linear map that keeps x itself, also under autocast, where ``linear`` would keep a converted copy.
+
+    For an input that other layers keep anyway, such as the x_0 of GCN2: it is then kept once.  The converted copy lives
+    for the duration of the call, in forward and again in backward.
+
+    Raises:
+        RuntimeError: In backward under autocast, if it is run with ``create_graph=True``.
+    """
+    dtype = _autocast_dtype(x)
+    if dtype is None or dtype == x.dtype == weight.dtype:
+        return F.linear(x, weight)
+    return SharedInputLinear.apply(x, weight, dtype)
+
+
 def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast as ``linear`` would under autocast, before the operator, so that the sketch is kept in the low type too."""
-    if not torch.is_autocast_enabled(x.device.type):
+    dtype = _autocast_dtype(x)
+    if dtype is None:
         return x, weight, bias
-    dtype = torch.get_autocast_dtype(x.device.type)
 
     def cast(tensor: Tensor) -> Tensor:
         eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
         return tensor.to(dtype) if eligible else tensor
 
     return cast(x), cast(weight), None if bias is None else cast(bias)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The type that autocast computes linear layers of ``x`` in, or None where it leaves them alone."""
+    device_type = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None

@@ -301,10 +301,12 @@ def test_the_linear_operators_do_as_they_are_registered(family, center):
     torch.library.opcheck(linear, (x, weight, bias, seed, *fields), test_utils=CHECKS)
     torch.library.opcheck(linear, (x.detach(), weight, None, seed, *fields), test_utils=CHECKS)
 
-    _, kept = linear(x.detach(), weight.detach(), None, seed, *fields)
-    arguments = (torch.randn(20, 3), kept, seed, 4, *fields)
+    _, (kept_seed, *kept) = linear(x.detach(), weight.detach(), None, seed, *fields)
+    arguments = (torch.randn(20, 3), kept, kept_seed, 4, *fields)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.rmm_gnn.linear_weight_grad.default, arguments, test_utils=checks)
+    exact = (x.detach(), weight.detach(), bias.detach(), seed)
+    torch.library.opcheck(torch.ops.rmm_gnn.exact_linear.default, exact, test_utils=checks)
 
 
 def test_the_operator_that_draws_does_as_it_is_registered():
@@ -316,5 +318,34 @@ def test_the_operator_that_draws_does_as_it_is_registered():
 
 
 def test_the_operators_say_that_they_are_random():
-    for operator in ("linear", "linear_weight_grad", "draw_seed"):
+    for operator in ("linear", "linear_weight_grad", "exact_linear", "draw_seed"):
         assert torch.Tag.nondeterministic_seeded in getattr(torch.ops.rmm_gnn, operator).default.tags
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["layers compiled", "model compiled"])
+def test_reentrant_checkpointing_of_compiled_layers_draws_anew_at_every_step(backend, x, inside):
+    """The first, no-grad pass must advance the generator: a draw that nothing used was removed as dead code there."""
+    torch._dynamo.reset()
+    model = mlp()
+    compiled: Module = model
+    if inside:
+        for layer in model:
+            layer.compile(backend=backend)
+    else:
+        compiled = torch.compile(model, backend=backend)
+    gradients = []
+    for _ in range(3):
+        model.zero_grad()
+        checkpoint(compiled, x.detach().requires_grad_(), use_reentrant=True).square().mean().backward()
+        gradients.append(model[0].weight.grad.clone())
+    assert not torch.allclose(gradients[0], gradients[1])
+    assert not torch.allclose(gradients[1], gradients[2])
+
+
+def test_a_compiled_training_call_without_grad_moves_the_generator(backend, x):
+    torch._dynamo.reset()
+    compiled = torch.compile(mlp(), backend=backend, fullgraph=True)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        compiled(x)
+    assert not torch.equal(state, torch.get_rng_state())

@@ -1,9 +1,12 @@
 """RMMConfig: defaults, the clamp, the byte formula, and every error."""
 
 import copy
+import dataclasses
 import importlib.util
+import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,3 +127,23 @@ def test_repr_shows_what_is_not_default():
         RMMConfig(size=64, sketch="gaussian", center=False).extra_repr() == "size=64, sketch='gaussian', center=False"
     )
     assert "transform='dct'" in RMMConfig(sketch=SORSSketch("dct")).extra_repr()
+
+
+class UnknownSketch(RowSamplingSketch):
+    """A subclass of a registered family, under its name."""
+
+
+def test_families_that_an_operator_could_not_rebuild_are_refused():
+    with pytest.raises(ValueError, match=r"'sketch' must be of a registered family \(got UnknownSketch named 'row_"):
+        RMMConfig(sketch=UnknownSketch())
+
+
+def test_numpy_numbers_become_plain_ones():
+    config = RMMConfig(size=np.int64(5), workspace_bytes=np.int64(2**20), sketch=BlockRademacherSketch(np.int64(7)))
+    assert json.loads(json.dumps(config.to_dict()))["sketch"] == {"name": "block_rademacher", "block_rows": 7}
+
+
+def test_replace_says_how():
+    assert dataclasses.replace(RMMConfig(), rate=None, size=10).size == 10
+    with pytest.raises(ValueError, match=r"in dataclasses.replace, set the other to None"):
+        dataclasses.replace(RMMConfig(), size=10)

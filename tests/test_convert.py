@@ -491,3 +491,32 @@ def test_the_swap_works_where_the_other_class_never_had_an_instance(start, pytes
     command = [sys.executable, "-W", "ignore", "-c", FRESH_PROCESS, start]
     finished = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True, timeout=120)
     assert finished.stdout == "swapped\n", finished.stderr
+
+
+def test_an_invalid_pattern_raises():
+    with pytest.raises(ValueError, match=r"'config' must have regular expressions as keys \(got '\*'"):
+        convert_to_rmm(mlp(), {"*": CONFIG})
+
+
+@pytest.mark.parametrize("answer", [0.1, None, "yes"])
+def test_a_filter_that_answers_something_else_raises(answer):
+    with pytest.raises(TypeError, match="'module_filter_fn' must return True, False or an RMMConfig"):
+        convert_to_rmm(mlp(), CONFIG, module_filter_fn=lambda module, name: answer)
+
+
+def test_a_shared_layer_goes_by_all_of_its_names_and_the_first_decides():
+    layer = torch.nn.Linear(4, 4)
+    model = torch.nn.ModuleDict({"first": layer, "second": layer})
+    convert_to_rmm(model, {"second": CONFIG})
+    assert layer.config == CONFIG
+    other = RMMConfig(rate=0.5)
+    convert_to_rmm(model, {"first": other, "second": CONFIG})
+    assert layer.config == other
+
+
+def test_an_attribute_called_config_is_not_overwritten():
+    model = mlp()
+    model[0].config = {"mine": 1}
+    with pytest.raises(ValueError, match=r"'0' must not have an attribute 'config' of its own \(got {'mine': 1}\)"):
+        convert_to_rmm(model, CONFIG)
+    assert model[0].config == {"mine": 1} and type(model[2]) is Linear

@@ -15,7 +15,7 @@ SLACK = 8 * 2**20
 SCRIPT = """
 import json, sys
 import torch
-from rmm_gnn import RMMConfig
+from rmm_gnn import RMMConfig, rmm_linear
 from rmm_gnn.compression import compress, weight_grad
 from tests.sketches.cases import CASES
 
@@ -48,13 +48,29 @@ for dtype in (torch.float32, torch.bfloat16):
         kept, forward = rise(lambda: compress(x, config, seed))
         _, backward = rise(lambda: weight_grad(grad_output, kept, config, seed, dtype=dtype))
         found[f"{name}-{dtype}"] = [forward, backward]
+# A sketch that is large itself, stored in few bits, and many more features in than out.
+wide = torch.randn(ROWS // 4, 256)
+narrow = torch.randn(ROWS // 4, 1)
+for name in ("count_sketch", "row_sampling", "norm_sampling"):
+    config = RMMConfig(rate=0.5, sketch=name, codec="bf16", workspace_bytes=WORKSPACE)
+    kept, forward = rise(lambda: compress(wide, config, seed))
+    _, backward = rise(lambda: weight_grad(narrow, kept, config, seed, dtype=torch.float32))
+    found[f"{name}-wide"] = [forward - config.saved_bytes(*wide.shape), backward]
+
+# The whole operator: its output and what it keeps are not transient.
+weight = torch.randn(OUT, 256, requires_grad=True)
+config = RMMConfig(rate=0.5, workspace_bytes=WORKSPACE)
+out, forward = rise(lambda: rmm_linear(wide, weight, config=config))
+grad_output = torch.randn(ROWS // 4, OUT)
+_, backward = rise(lambda: out.backward(grad_output))
+found["operator"] = [forward - config.saved_bytes(*wide.shape) - out.nbytes, backward]
 _, found["a centred copy"] = rise(lambda: compress(x.float() - x.float().mean(0), config, seed))
 print(json.dumps(found))
 """
 
 
 def test_transient_memory_obeys_the_workspace_and_a_violation_would_show():
-    """B = 2^19 rows of 64 float32: x is 64 MiB, a whole dense S (k = 64) another 64 MiB, one row vector 1 to 2 MiB.
+    """B = 2^18 rows of 64 float32: x is 64 MiB, a whole dense S (k = 64) another 64 MiB, one row vector 1 to 2 MiB.
 
     ``norm_sampling`` documents 40 bytes a row more, and ``sors`` a block of k rows, which is small here.
     """

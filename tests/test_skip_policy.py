@@ -68,9 +68,7 @@ def test_a_failing_test_still_fails_the_run(tmp_path: Path):
     ids=["cpu", "cpu-all", "gpu", "gpu-without"],
 )
 def test_cuda_tests_run_where_cuda_is(tmp_path: Path, available: bool, arguments: list[str], summary: str):
-    (tmp_path / "torch.py").write_text(
-        f"class cuda:\n    @staticmethod\n    def is_available(): return {available}\n"
-    )
+    (tmp_path / "torch.py").write_text(f"class cuda:\n    @staticmethod\n    def is_available(): return {available}\n")
     default = ["-o", "addopts=-m 'not cuda and not slow'"]
     source = "@pytest.mark.cuda\ndef test_on_gpu(): pass"
     finished = run_pytest(tmp_path, source, "--fail-on-skip", *default, *arguments)

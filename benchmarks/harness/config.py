@@ -78,7 +78,9 @@ class Sweep:
         action="store_true",
     )
     method: tuple[str, ...] = _option(tuple(METHODS), "methods to compare", nargs="+", choices=tuple(METHODS))
-    sketch: tuple[str, ...] = _option(("count_sketch",), "sketch families, one row each", nargs="+")
+    sketch: tuple[str, ...] = _option(
+        ("count_sketch",), "sketch families, one row each; with settings as sors:transform=dct", nargs="+"
+    )
     rate: tuple[float, ...] = _option((0.1,), "fraction of rows kept, one row each", nargs="+", type=float)
     center: tuple[str, ...] = _option(
         ("on",), "subtract the column means before sketching; both: a row each", nargs="+", choices=("on", "off")

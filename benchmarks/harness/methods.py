@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
     from benchmarks.harness.config import RunConfig
-    from rmm_gnn import RMMConfig
+    from rmm_gnn import RMMConfig, Sketch
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,36 @@ def _rmm_config(run: RunConfig) -> RMMConfig:
 
     # Every row of a method that uses a sketch has all four.
     assert run.sketch is not None and run.center is not None and run.codec is not None
-    return RMMConfig(rate=run.rate, sketch=run.sketch, center=run.center, codec=run.codec)
+    return RMMConfig(rate=run.rate, sketch=parse_sketch(run.sketch), center=run.center, codec=run.codec)
+
+
+def parse_sketch(text: str) -> Sketch:
+    """A sketch family from ``NAME`` or ``NAME:SETTING=VALUE,...``, such as ``sors:transform=dct``.
+
+    Raises:
+        ValueError: When the family or a setting is unknown, or a value is out of its range.
+        TypeError: When a value is of the wrong type.
+    """
+    from rmm_gnn.sketches import FAMILIES, get_sketch
+
+    name, _, settings = text.partition(":")
+    family = get_sketch(name)
+    if not settings:
+        return family
+    known = [field.name for field in fields(family)]
+    values: dict[str, Any] = {}
+    for setting in settings.split(","):
+        key, _, value = setting.partition("=")
+        if key not in known or not value:
+            raise ValueError(
+                f"'sketch' must have settings of {name} (got {setting!r}). "
+                f"Write {name}:SETTING=VALUE with one of: {', '.join(known) or 'none, it has no settings'}."
+            )
+        try:
+            values[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[key] = value
+    return FAMILIES[name](**values)
 
 
 def _prepare_rmm(model: nn.Module, run: RunConfig) -> nn.Module:

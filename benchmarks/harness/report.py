@@ -147,7 +147,8 @@ def _notes(records: Sequence[Record]) -> str:
     on_cpu = first["config"]["device"] == "cpu"
     notes = [
         f"Test accuracy at the best validation epoch, mean +- standard deviation over runs, {split}; "
-        "difference: mean over paired seeds, in brackets its 95 % interval (Student's t).",
+        "difference: mean over paired seeds, in brackets its 95 % interval (Student's t). Pairs share weights and "
+        "split; their dropout masks differ, since sketches draw from the same generator.",
         "Saved: bytes one training step keeps for backward, each storage once, where it is first kept; "
         "parameters, features and adjacency not counted."
         + (" On CPU dropout keeps an fp32 mask, four times CUDA's." if on_cpu else ""),

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rmm_gnn.autograd.double_backward import refuse_double_backward
 from rmm_gnn.compression import CompressedActivation, compress, compress_like, weight_grad
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.kernels.reference import accumulation_dtype
@@ -38,13 +39,30 @@ def linear_op(
     """Algorithm 1, forward: X W^T + b, and the compressed X."""
     config = RMMConfig.from_fields(sketch, rate, size, min_size, max_size, center, codec, workspace_bytes, backend)
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x, weight, bias), compress(x, config, seed).to_list()
+        # The seed leaves with its sketch: a checkpoint policy that keeps the one and draws the other anew cannot part
+        # them.
+        return F.linear(x, weight, bias), [seed.clone(), *compress(x, config, seed).to_list()]
 
 
 @linear_op.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, *fields: Any) -> tuple[Tensor, list[Tensor]]:
     out = x.new_empty(x.shape[0], weight.shape[0])
-    return out, compress_like(x, RMMConfig.from_fields(*fields)).to_list()
+    return out, [torch.empty_like(seed), *compress_like(x, RMMConfig.from_fields(*fields)).to_list()]
+
+
+@torch.library.custom_op("rmm_gnn::exact_linear", mutates_args=(), tags=_SEEDED)
+def exact_linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor) -> Tensor:
+    """A training call without grad mode: ``linear``, with the seed as an argument so that its draw is not dead code.
+
+    Reentrant checkpointing runs its first pass so.  Were the draw removed from a compiled graph there, the generator
+    would not advance, and S would be the same at every step.
+    """
+    return F.linear(x, weight, bias)
+
+
+@exact_linear_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 @torch.library.custom_op("rmm_gnn::linear_weight_grad", mutates_args=(), tags=_SEEDED)
@@ -78,33 +96,30 @@ def _(grad_output: Tensor, kept: list[Tensor], seed: Tensor, num_columns: int, *
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    x, weight, bias, seed, *fields = inputs
+    x, weight, bias, _, *fields = inputs
     ctx.set_materialize_grads(False)
     ctx.fields = fields
     ctx.num_columns = x.shape[1]
     ctx.bias_dtype = None if bias is None else bias.dtype
     kept = output[1] if ctx.needs_input_grad[1] else []
     # The weight is kept only for the gradient of x.
-    ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, seed, *kept)
+    ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *kept)
 
 
 def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "rmm_linear cannot be differentiated twice (got a backward pass with create_graph=True). "
-            "Use torch.nn.functional.linear for layers whose gradient needs a gradient."
-        )
+    refuse_double_backward("rmm_linear")
     nothing = (None,) * len(ctx.fields)
     if grad_output is None:
         return (None, None, None, None, *nothing)
-    weight, seed, *kept = ctx.saved_tensors
+    weight, *kept = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
     grad_x = grad_output @ weight if needs_x else None
     grad_weight = grad_bias = None
     if needs_weight:
+        seed, *compressed = kept
         grad_weight, grad_bias = torch.ops.rmm_gnn.linear_weight_grad(
-            grad_output, kept, seed, ctx.num_columns, *ctx.fields
+            grad_output, compressed, seed, ctx.num_columns, *ctx.fields
         )
     elif needs_bias:
         grad_bias = grad_output.sum(0)

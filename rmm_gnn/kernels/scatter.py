@@ -15,6 +15,6 @@ def bucket_sum(
     """Same contract as ``reference.bucket_sum``; builds the signed rows, a [P, N] block, before it adds them."""
     from torch_scatter import segment_csr
 
-    ends = torch.cat([offsets, offsets.new_tensor([rows.numel()])]).long()
+    ends = torch.nn.functional.pad(offsets, (0, 1), value=rows.numel()).long()
     signed = matrix.index_select(0, rows).to(signs.dtype).mul_(signs.unsqueeze(1))
     return segment_csr(signed, ends, reduce="sum")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 from torch_geometric.nn import GCN2Conv
@@ -13,6 +12,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor, SparseTensor
 
 from rmm_gnn.config import RMMConfig, resolve_config
+from rmm_gnn.functional import shared_input_linear
 from rmm_gnn.nn._training import training_linear
 from rmm_gnn.sketches import Sketch
 
@@ -26,8 +26,8 @@ class RMMGCN2Conv(GCN2Conv):
 
     The output and the gradients of ``x``, ``x_0`` and the edge weights are exact; the gradient of
     :math:`\mathbf{\Theta}` is an unbiased estimate.  With ``shared_weights=False`` the second product keeps ``x_0``
-    itself, the one tensor that all layers share, where PyG keeps a scaled copy in every layer; the gradient of
-    ``weight2`` is exact.  In ``eval()`` this is PyG's layer.
+    itself, also under autocast: the one tensor that all layers share, where PyG keeps a scaled copy in every layer.
+    The gradient of ``weight2`` is exact.  In ``eval()`` this is PyG's layer.
 
     With c = ``channels`` and N nodes, a training call keeps ``config.saved_bytes(N, c)`` bytes, a c x c matrix for
     ``weight1`` unless beta is 1 (the weight itself serves then) and one for ``weight2``, and it refers to ``x_0``.
@@ -101,7 +101,7 @@ class RMMGCN2Conv(GCN2Conv):
         if self.weight2 is None:
             h.add_(x_0, alpha=self.alpha)
             return self._sketched_product(h)
-        return self._sketched_product(h) + F.linear(x_0, self.alpha * self._matrix(self.weight2))
+        return self._sketched_product(h) + shared_input_linear(x_0, self.alpha * self._matrix(self.weight2))
 
     def _sketched_product(self, h: Tensor) -> Tensor:  # [N, C] -> [N, C]
         return training_linear(

@@ -58,7 +58,7 @@ class RMMLinear(Linear):
         sketch: str | Sketch | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, bias, weight_initializer, bias_initializer)
-        self.config = resolve_config(config, rate=rate, sketch=sketch)
+        self.config = resolve_config(config, rate=rate, sketch=sketch, positional=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return training_linear(

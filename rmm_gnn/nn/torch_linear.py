@@ -58,7 +58,7 @@ class RMMTorchLinear(torch.nn.Linear):
         sketch: str | Sketch | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.config = resolve_config(config, rate=rate, sketch=sketch)
+        self.config = resolve_config(config, rate=rate, sketch=sketch, positional=bias)
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear, config: RMMConfig | None = None) -> RMMTorchLinear:

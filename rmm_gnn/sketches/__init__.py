@@ -45,10 +45,16 @@ def get_sketch(sketch: str | Sketch) -> Sketch:
     """Return a configured family as it is, or the family of that name with its default settings.
 
     Raises:
-        ValueError: If the name is unknown; the message lists the known ones.
+        ValueError: If the name is unknown (the message lists the known ones), or the family is not registered under its
+            name: an operator rebuilds it from there.
         TypeError: If ``sketch`` is neither a name nor a configured family.
     """
     if isinstance(sketch, Sketch):
+        if FAMILIES.get(sketch.name) is not type(sketch):
+            raise ValueError(
+                f"'sketch' must be of a registered family (got {type(sketch).__name__} named {sketch.name!r}). "
+                "Add it to rmm_gnn.sketches.FAMILIES under a name of its own."
+            )
         return sketch
     return FAMILIES[check_choice("sketch", sketch, FAMILIES)]()
 

@@ -43,7 +43,7 @@ class BlockRademacherSketch(Sketch):
     block_rows: int = 512
 
     def __post_init__(self) -> None:
-        check_positive_int("block_rows", self.block_rows)
+        object.__setattr__(self, "block_rows", check_positive_int("block_rows", self.block_rows))
 
     def num_blocks(self, num_rows: int, sketch_size: int) -> int:
         """Return K for a sketch of this size."""

@@ -106,11 +106,11 @@ class CountSketch(Sketch):
         dtype: torch.dtype = torch.float32,
         workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
     ) -> Tensor:
-        # Needs the signs only: differences of their running sum, whole numbers that float32 holds exactly.
+        # Needs the signs only: differences of their running sum.
         out = torch.zeros(sketch_size, dtype=dtype, device=seed.device)
-        limit = max(1, min(workspace_bytes // 24, 2**24))
+        limit = max(1, workspace_bytes // 32)
         for first, last, begin, end in _position_tiles(num_rows, sketch_size, 0, sketch_size, limit):
-            running = random_signs(seed, begin, end, dtype).cumsum(0)
+            running = random_signs(seed, begin, end, dtype).to(torch.int32).cumsum(0, dtype=torch.int32)
             before = torch.nn.functional.pad(running, (1, 0))
             offsets = _offsets(num_rows, sketch_size, first, last, begin, seed.device)
             ends = torch.nn.functional.pad(offsets[1:], (0, 1), value=end - begin)

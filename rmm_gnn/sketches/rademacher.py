@@ -20,7 +20,7 @@ class RademacherSketch(EntrywiseSketch):
     .. math::
         \mathbb{E} \| X^T S S^T Y - X^T Y \|_F^2 = (a + c - 2d) / k
 
-    with a, c, d of ``moments``: always below the Gaussian's.
+    with a, c, d of ``moments``: never above the Gaussian's.
 
     Example:
         >>> RademacherSketch().to_dense(5, 4, torch.tensor(0)).abs().unique()

@@ -99,6 +99,21 @@ class SORSSketch(Sketch):
             out[:, start : start + width] = self._transform_columns(matrix[:, start : start + width], seed, sketch_size)
         yield 0, sketch_size, out
 
+    def sketch_rows(
+        self,
+        matrix: Tensor,
+        seed: Tensor,
+        sketch_size: int,
+        start: int,
+        stop: int,
+        *,
+        state: State = (),
+        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
+        backend: str = "auto",
+    ) -> Tensor:
+        ((_, _, whole),) = self.iter_blocks(matrix, seed, sketch_size, workspace_bytes=workspace_bytes)
+        return whole[start:stop]
+
     def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:
         transform = TRANSFORMS[self.transform]
         length = transform.length(x.shape[0])

@@ -125,7 +125,8 @@ TRANSFORMS: dict[str, Transform] = {"hadamard": Hadamard(), "dct": Cosine(), "df
 
 
 def _hadamard_matrix(order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    step = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=dtype, device=device) * 2**-0.5
+    step = torch.full((2, 2), 2**-0.5, dtype=dtype, device=device)
+    step[1, 1].neg_()
     matrix = torch.ones(1, 1, dtype=dtype, device=device)
     while matrix.shape[0] < order:
         matrix = torch.kron(matrix, step)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.harness.methods import METHODS, Method
+from benchmarks.harness.methods import METHODS, Method, parse_sketch
 from benchmarks.harness.train import build_model, train
+from rmm_gnn import BlockRademacherSketch, CountSketch, RowSamplingSketch, SORSSketch
 
 
 def test_every_method_starts_from_the_same_weights(make_run):
@@ -70,3 +71,31 @@ def test_a_method_is_one_entry(make_run, tiny, monkeypatch):
 
     monkeypatch.setitem(METHODS, "halved", Method("halved", prepare=halve))
     assert train(make_run(method=("halved",)), tiny, quiet=True).loss
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("count_sketch", CountSketch()),
+        ("sors:transform=dct", SORSSketch(transform="dct")),
+        ("block_rademacher:block_rows=64", BlockRademacherSketch(block_rows=64)),
+        ("row_sampling:replacement=True", RowSamplingSketch(replacement=True)),
+    ],
+)
+def test_sketches_are_named_with_their_settings(text, expected):
+    assert parse_sketch(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("gauss", "'sketch' must be a known name"),
+        ("sors:kind=dct", "one of: transform"),
+        ("sors:transform=", "one of: transform"),
+        ("gaussian:rows=3", "it has no settings"),
+        ("sors:transform=dst", "'transform' must be a known name"),
+    ],
+)
+def test_wrong_sketches_are_refused(text, match):
+    with pytest.raises(ValueError, match=match):
+        parse_sketch(text)

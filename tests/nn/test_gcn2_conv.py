@@ -17,6 +17,7 @@ from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import to_undirected
 
 from rmm_gnn import RMMConfig
+from rmm_gnn.functional import shared_input_linear
 from rmm_gnn.nn import RMMGCN2Conv
 from tests.nn.recording import SeedRecorder, assert_unbiased, kept_storages, saved_tensors
 
@@ -401,3 +402,43 @@ def test_deep_gcn_layer_with_checkpointing_gives_the_gradients_without(block):
         assert not torch.equal(steps[0][1], steps[1][1]), "both steps drew the same S"
     for plain, recomputed in zip(*results, strict=True):
         torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-3)
+
+
+def test_under_autocast_all_layers_share_one_x_0():
+    """PyG's layer keeps a converted copy of the scaled x_0 in each; ours refers to the one that the model holds."""
+    torch.manual_seed(0)
+    convs = [RMMGCN2Conv(8, 0.5, shared_weights=False, normalize=False, rate=0.1) for _ in range(4)]
+    edges = torch.arange(100).repeat(2, 1)
+    x_0 = torch.randn(100, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16), saved_tensors() as saved:
+        x = x_0
+        for conv in convs:
+            x = conv(x, x_0, edges)
+    kept = kept_storages(saved, besides=[edges])
+    full = {address for address, size in kept.items() if size >= 100 * 8 * 2}
+    assert full == {x_0.untyped_storage().data_ptr()}
+
+    x.float().square().sum().backward()
+    ours = [x_0.grad.clone(), *(conv.weight2.grad.clone() for conv in convs)]
+    x_0.grad = None
+    for conv in convs:
+        conv.zero_grad()
+    x = x_0
+    for conv in convs:
+        x = conv(x, x_0, edges)
+    x.square().sum().backward()
+    for low, exact in zip(ours, [x_0.grad, *(conv.weight2.grad for conv in convs)], strict=True):
+        assert low.dtype == torch.float32
+        assert (low - exact).norm() < 0.05 * exact.norm()
+
+
+def test_shared_input_under_autocast_refuses_double_backward_and_honours_what_is_needed():
+    x, weight = torch.randn(9, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = shared_input_linear(x, weight)
+        only_weight = shared_input_linear(x.detach(), weight)
+    assert out.dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(out.float().square().sum(), x, create_graph=True)
+    only_weight.float().sum().backward()
+    assert x.grad is None and weight.grad is not None

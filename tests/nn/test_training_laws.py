@@ -6,16 +6,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from rmm_gnn import RMMConfig, draw_seed, rmm_linear
 from rmm_gnn.nn import RMMGCN2Conv, RMMLinear, RMMTorchLinear
-from tests.nn.recording import SeedRecorder, kept_storages, saved_tensors
+from tests.nn.recording import SeedRecorder, assert_unbiased, kept_storages, saved_tensors
 
 ROWS, CHANNELS = 60, 8
 X_0 = torch.ones(ROWS, CHANNELS)
@@ -307,3 +308,34 @@ def test_ranks_of_a_distributed_job_draw_different_sketches(tmp_path, pytestconf
         for rank in ranks:
             rank.kill()
     assert all("ranks differ" in output for output in outputs), outputs
+
+
+def test_a_sketch_kept_by_selective_checkpointing_keeps_its_seed():
+    """The sketch is saved, the seed would be drawn anew: both must come from the same pass."""
+    torch.manual_seed(0)
+    layer, x = RMMTorchLinear(6, 4, rate=0.3), torch.rand(400, 6) + 1.0
+
+    def policy(ctx, op, *args, **kwargs):
+        kept = op in (torch.ops.rmm_gnn.linear.default, torch.ops.rmm_gnn.linear)
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def draw():
+        layer.weight.grad = None
+        context = partial(create_selective_checkpoint_contexts, policy)
+        out = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False, context_fn=context)
+        out.sum().backward()
+        return layer.weight.grad
+
+    exact = torch.ones(4, 1) @ x.sum(0, keepdim=True)
+    assert_unbiased(draw, exact, draws=60)
+
+
+def test_layers_run_on_meta_tensors():
+    for layer in (RMMTorchLinear(6, 4, device="meta"), RMMLinear(6, 4).to("meta")):
+        assert layer.train()(torch.empty(10, 6, device="meta")).shape == (10, 4)
+
+
+def test_a_config_given_by_position_is_refused():
+    for layer in (RMMTorchLinear, RMMLinear):
+        with pytest.raises(TypeError, match="'config' must be given by keyword"):
+            layer(6, 4, RMMConfig())

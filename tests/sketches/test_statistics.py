@@ -11,6 +11,7 @@ import torch
 
 from rmm_gnn.sketches import CountSketch, GaussianSketch, RademacherSketch
 from rmm_gnn.sketches.moments import moments
+from rmm_gnn.sketches.transforms import TRANSFORMS
 from tests.sketches.cases import CASES
 
 NUM_SEEDS = 2000
@@ -70,15 +71,46 @@ def test_variance_is_the_closed_form_and_a_wrong_one_would_show(name):
     assert z_score(errors, 1.25 * closed) > 5
 
 
-@pytest.mark.parametrize("num_rows", [5, 16, 17, 33])
 @pytest.mark.parametrize(
-    "name", ["count_sketch", "block_rademacher-7", "row_sampling", "sors-hadamard", "sors-dct", "sors-dft"]
+    ("name", "num_rows", "sketch_size"),
+    [("gaussian", 17, 5), ("rademacher", 17, 5), ("block_rademacher-7", 33, 11), ("row_sampling", 17, 5)]
+    + [("row_sampling-replacement", 17, 5), ("norm_sampling", 17, 5), ("sors-dct", 5, 2), ("sors-dft", 16, 5)],
 )
-def test_variance_at_awkward_sizes(name, num_rows):
+def test_variance_at_awkward_sizes(name, num_rows, sketch_size):
     x, y = correlated_data(num_rows)
-    sketch_size = max(2, num_rows // 3)
     errors = (estimates_of(CASES[name], x, y, sketch_size, 500) - x.T @ y).square().sum((1, 2))
     assert z_score(errors, CASES[name].variance(x, y, sketch_size)) < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "num_rows", "sketch_size"),
+    [("count_sketch", 5, 4), ("count_sketch", 7, 5), ("count_sketch", 33, 30), ("sors-hadamard", 17, 15)]
+    + [("sors-hadamard", 17, 17)],
+)
+def test_unequal_buckets_and_padding_are_in_the_closed_form(name, num_rows, sketch_size):
+    """The formula for equal buckets, (B - k)/((B - 1) k), is rejected where B is no multiple of k or is padded."""
+    x, y = correlated_data(num_rows)
+    errors = (estimates_of(CASES[name], x, y, sketch_size, 500) - x.T @ y).square().sum((1, 2))
+    m = moments(x, y)
+    equal_buckets = (m.a + m.c - 2 * m.d) * (num_rows - sketch_size) / ((num_rows - 1) * sketch_size)
+    assert z_score(errors, CASES[name].variance(x, y, sketch_size)) < 5
+    assert z_score(errors, equal_buckets) > 5
+
+
+@pytest.mark.parametrize("transform", ["hadamard", "dct", "dft"])
+def test_weights_of_the_transforms_are_exact(transform):
+    """w_ij = P sum_p H_pi^2 H_pj^2, which the variance rests on, against the transform's own matrix."""
+    for num_rows in (1, 2, 3, 4, 5, 8, 9, 16, 30, 45):
+        transformed = TRANSFORMS[transform]
+        length = transformed.length(num_rows)
+        identity = torch.eye(length, dtype=torch.float64)
+        squares = transformed.select(identity, torch.arange(length)).T.square()  # [p, i]
+        pattern = transformed.pattern(length, identity.device)
+        expected = torch.full((length, length), pattern.base, dtype=torch.float64)
+        for sign, maps in ((0.5, pattern.plus), (-0.5, pattern.minus)):
+            for target in maps:
+                expected[torch.arange(length), target] += sign
+        torch.testing.assert_close(length * squares.T @ squares, expected)
 
 
 def test_the_papers_gaussian_variance_is_rejected():
