@@ -40,6 +40,7 @@ class RunConfig:
     theta: float | None
     shared_weights: bool
     dropout: float
+    bn_momentum: float
     lr: float
     weight_decay: float
     clip: float
@@ -98,6 +99,12 @@ class Sweep:
     )
     shared_weights: bool = _option(False, "one weight for both terms of a convolution", action="boolean")
     dropout: float = _option(0.1, "dropout probability", type=float)
+    bn_momentum: float = _option(
+        0.1,
+        "weight of the newest batch in BatchNorm's running statistics; with the default, scores lag tens of epochs "
+        "behind: for short runs use 1, the statistics of the last full batch",
+        type=float,
+    )
     lr: float = _option(1e-3, "Adam's learning rate", type=float)
     weight_decay: float = _option(0.0, "Adam's L2 penalty", type=float)
     clip: float = _option(0.5, "largest gradient norm; 0 turns clipping off", type=float)
@@ -118,6 +125,8 @@ class Sweep:
         for name in ("dropout", "alpha"):
             value = getattr(self, name)
             _check(name, 0 <= value < 1, "be in [0, 1)", value, "Give a fraction such as 0.1.")
+        momentum = self.bn_momentum
+        _check("bn_momentum", 0 < momentum <= 1, "be in (0, 1]", momentum, "PyTorch's default is 0.1.")
         _check("lr", self.lr > 0, "be positive", self.lr, "The protocol uses 1e-3.")
         for name in ("weight_decay", "clip"):
             _check(

@@ -28,6 +28,7 @@ class GCN2(nn.Module):
         theta: Strength of the identity mapping, ``beta_l = log(theta / l + 1)``; None means beta = 1.
         shared_weights: One weight for both terms of a convolution.
         dropout: Probability.
+        bn_momentum: Weight of the newest batch in BatchNorm's running statistics.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class GCN2(nn.Module):
         theta: float | None = None,
         shared_weights: bool = False,
         dropout: float = 0.1,
+        bn_momentum: float = 0.1,
     ) -> None:
         super().__init__()
         self.lin_in = nn.Linear(in_channels, hidden_channels)
@@ -56,7 +58,7 @@ class GCN2(nn.Module):
             )
             for layer in range(1, num_layers + 1)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(hidden_channels) for _ in range(num_layers))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(hidden_channels, momentum=bn_momentum) for _ in range(num_layers))
         self.dropout = dropout
         use_symmetric_product(self)
 

@@ -137,6 +137,7 @@ def _title(record: Record) -> str:
         f"**{data['title']}** ({data['num_nodes']:,} nodes, {data['num_edges']:,} undirected edges, "
         f"{data['num_features']} features, {data['num_classes']} classes): "
         f"GCN2, {config['layers']} layers of {config['hidden']}, {config['epochs']} epochs"
+        + ("" if config["bn_momentum"] == 0.1 else f", BatchNorm momentum {config['bn_momentum']:g}")
     )
 
 

@@ -66,6 +66,7 @@ def build_model(run: RunConfig, in_channels: int, out_channels: int) -> nn.Modul
         theta=run.theta,
         shared_weights=run.shared_weights,
         dropout=run.dropout,
+        bn_momentum=run.bn_momentum,
     )
     return METHODS[run.method].prepare(model, run)
 

@@ -68,3 +68,12 @@ def test_loss_formula():
 
 def test_loss_is_zero_at_zero_cross_entropy():
     assert robust_loss(torch.tensor([[100.0, -100.0]]), torch.tensor([0])).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_running_statistics_are_those_of_the_last_batch_at_momentum_one(make_run, tiny):
+    model = build_model(make_run(bn_momentum=1.0, dropout=0.0), tiny.x.shape[1], tiny.num_classes)
+    seen = []
+    model.norms[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    for _ in range(2):
+        model(tiny.x, tiny.adjacency)
+    torch.testing.assert_close(model.norms[0].running_mean, seen[-1].mean(0))

@@ -16,7 +16,15 @@ MIB = 2**20
 def record(method: str, seed: int, accuracy: float, saved: int = 8 * MIB, **changes: object) -> dict:
     sketch = ("count_sketch", 0.1, True, "fp32") if method == "rmm" else (None,) * 4
     config = dict(zip(("sketch", "rate", "center", "codec"), sketch, strict=True))
-    config |= {"method": method, "seed": seed, "layers": 2, "hidden": 8, "epochs": 3, "device": "cpu"}
+    config |= {
+        "method": method,
+        "seed": seed,
+        "layers": 2,
+        "hidden": 8,
+        "epochs": 3,
+        "device": "cpu",
+        "bn_momentum": 0.1,
+    }
     made = {
         "features_are_stand_ins": False,
         "dataset": {
