@@ -11,6 +11,7 @@ from rmm_gnn.codecs import get_codec
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.control_variates import column_means, column_sums, nonfinite_marks, rank_one_term
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.sketches import Draw
 
 
 class CompressedActivation(NamedTuple):
@@ -51,15 +52,9 @@ def compress(x: Tensor, config: RMMConfig, seed: Tensor) -> CompressedActivation
     marks = None if config.center or family.reads_every_row else nonfinite_marks(x)
 
     payload = codec.empty(size, x.shape[1], x.dtype, x.device)
-    ones_sketch = None
-    if mean is not None:
-        ones_sketch = family.sketch_ones(
-            num_rows, size, seed, state=state, dtype=mean.dtype, workspace_bytes=config.workspace_bytes
-        )
-    blocks = family.iter_blocks(
-        x, seed, size, state=state, workspace_bytes=config.workspace_bytes, backend=config.backend
-    )
-    for start, stop, block in blocks:
+    draw = Draw(seed, size, state, config.workspace_bytes, config.backend)
+    ones_sketch = None if mean is None else family.sketch_ones(num_rows, draw, mean.dtype)
+    for start, stop, block in family.iter_blocks(x, draw):
         if mean is not None and ones_sketch is not None:
             block.addr_(ones_sketch[start:stop], mean, alpha=-1.0)
         if marks is not None:
@@ -100,15 +95,8 @@ def weight_grad(
     else:
         num_columns = codec.decode(payload, 0, 0, sums.dtype).shape[1]
         total = sums.new_zeros(sums.shape[0], num_columns)
-    blocks = family.iter_blocks(
-        grad_output,
-        seed,
-        size,
-        state=compressed.state,
-        workspace_bytes=config.workspace_bytes,
-        backend=config.backend,
-    )
-    for start, stop, block in blocks:
+    draw = Draw(seed, size, compressed.state, config.workspace_bytes, config.backend)
+    for start, stop, block in family.iter_blocks(grad_output, draw):
         if marks is not None:
             block += marks
         # The block takes half of the workspace; what is decoded beside it must not follow its height.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,25 @@ from rmm_gnn.kernels.reference import accumulation_dtype
 DEFAULT_WORKSPACE_BYTES = 64 * 2**20
 
 State = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One S of a family, and how much room and which code its products may use.
+
+    Attributes:
+        seed: Scalar int64 tensor on the device of the matrices it is applied to.
+        sketch_size: k, between 1 and B.
+        state: What ``Sketch.prepare`` returned for this seed, for families that look at the data.
+        workspace_bytes: Bound on transient memory besides the result.
+        backend: Which implementation computes a product.
+    """
+
+    seed: Tensor
+    sketch_size: int
+    state: State = ()
+    workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
+    backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -47,55 +66,34 @@ class Sketch(ABC):
     def sketch_rows(
         self,
         matrix: Tensor,  # [B, N]
-        seed: Tensor,
-        sketch_size: int,
+        draw: Draw,
         start: int,
         stop: int,
-        *,
-        state: State = (),
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-        backend: str = "auto",
     ) -> Tensor:  # [stop - start, N]
         """Return rows [start, stop) of S^T ``matrix`` in the accumulation type.
 
-        Besides the result, an implementation allocates at most ``workspace_bytes``.  This default is the slow, obvious
-        one and does not: it builds S whole.
+        Besides the result, an implementation allocates at most ``draw.workspace_bytes``.  This default is the slow,
+        obvious one and does not: it builds S whole.
         """
-        dense = self.to_dense(matrix.shape[0], sketch_size, seed, state=state, dtype=accumulation_dtype(matrix.dtype))
-        return dense[:, start:stop].T @ matrix.to(dense.dtype)
+        dtype = accumulation_dtype(matrix.dtype)
+        dense = self.to_dense(matrix.shape[0], draw.sketch_size, draw.seed, state=draw.state, dtype=dtype)
+        return dense[:, start:stop].T @ matrix.to(dtype)
 
     def iter_blocks(
         self,
         matrix: Tensor,  # [B, N]
-        seed: Tensor,
-        sketch_size: int,
-        *,
-        state: State = (),
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-        backend: str = "auto",
+        draw: Draw,
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Yield S^T ``matrix`` from top to bottom as ``(start, stop, block)``.
 
         Half of the workspace holds a block, the other half serves ``sketch_rows``.
         """
         row_bytes = max(1, matrix.shape[1] * accumulation_dtype(matrix.dtype).itemsize)
-        height = max(1, workspace_bytes // 2 // row_bytes)
-        for start in range(0, sketch_size, height):
-            stop = min(start + height, sketch_size)
-            yield (
-                start,
-                stop,
-                self.sketch_rows(
-                    matrix,
-                    seed,
-                    sketch_size,
-                    start,
-                    stop,
-                    state=state,
-                    workspace_bytes=workspace_bytes // 2,
-                    backend=backend,
-                ),
-            )
+        height = max(1, draw.workspace_bytes // 2 // row_bytes)
+        half = replace(draw, workspace_bytes=draw.workspace_bytes // 2)
+        for start in range(0, draw.sketch_size, height):
+            stop = min(start + height, draw.sketch_size)
+            yield start, stop, self.sketch_rows(matrix, half, start, stop)
 
     def apply(
         self,
@@ -120,27 +118,14 @@ class Sketch(ABC):
         Returns:
             The sketch, in float64 for a float64 matrix and in float32 otherwise.
         """
-        blocks = [
-            block
-            for _, _, block in self.iter_blocks(
-                matrix, seed, sketch_size, state=state, workspace_bytes=workspace_bytes, backend=backend
-            )
-        ]
+        draw = Draw(seed, sketch_size, state, workspace_bytes, backend)
+        blocks = [block for _, _, block in self.iter_blocks(matrix, draw)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
-    def sketch_ones(
-        self,
-        num_rows: int,
-        sketch_size: int,
-        seed: Tensor,
-        *,
-        state: State = (),
-        dtype: torch.dtype = torch.float32,
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-    ) -> Tensor:  # [k]
-        """Return S^T 1, by which centring corrects the sketch; a family may know a shorter way than ``apply``."""
-        ones = torch.ones((), dtype=dtype, device=seed.device).expand(num_rows, 1)
-        return self.apply(ones, seed, sketch_size, state=state, workspace_bytes=workspace_bytes).squeeze(1)
+    def sketch_ones(self, num_rows: int, draw: Draw, dtype: torch.dtype) -> Tensor:  # [k]
+        """Return S^T 1, by which centring corrects the sketch; a family may know a shorter way than its product."""
+        ones = torch.ones((), dtype=dtype, device=draw.seed.device).expand(num_rows, 1)
+        return torch.cat([block for _, _, block in self.iter_blocks(ones, draw)]).squeeze(1)
 
     def prepare(self, x: Tensor, mean: Tensor | None, seed: Tensor, sketch_size: int, workspace_bytes: int) -> State:
         """Return what S depends on besides the seed: tensors that are kept, and counted, until backward."""

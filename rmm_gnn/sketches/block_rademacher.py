@@ -11,7 +11,7 @@ from torch import Tensor
 from rmm_gnn._validation import check_positive_int
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.permutation import permutation
-from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Sketch, State
+from rmm_gnn.sketches.base import Draw, Sketch, State
 from rmm_gnn.sketches.blocks import block_start
 from rmm_gnn.sketches.moments import moments
 from rmm_gnn.sketches.rademacher import RademacherSketch
@@ -68,19 +68,9 @@ class BlockRademacherSketch(Sketch):
             dense[rows.long(), first:last] = entries * (last - first) ** -0.5
         return dense
 
-    def sketch_rows(
-        self,
-        matrix: Tensor,
-        seed: Tensor,
-        sketch_size: int,
-        start: int,
-        stop: int,
-        *,
-        state: State = (),
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-        backend: str = "auto",
-    ) -> Tensor:
+    def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
         num_rows, num_columns = matrix.shape
+        seed, sketch_size = draw.seed, draw.sketch_size
         num_blocks = self.num_blocks(num_rows, sketch_size)
         dtype = accumulation_dtype(matrix.dtype)
         out = matrix.new_zeros((stop - start, num_columns), dtype=dtype)
@@ -93,7 +83,7 @@ class BlockRademacherSketch(Sketch):
             first, last = (block_start(block + step, sketch_size, num_blocks) for step in (0, 1))
             scale = (last - first) ** -0.5
             first, last = max(first, start), min(last, stop)
-            height = max(1, workspace_bytes // (row_bytes + (last - first) * _ENTRIES.bytes_per_entry))
+            height = max(1, draw.workspace_bytes // (row_bytes + (last - first) * _ENTRIES.bytes_per_entry))
             for position in range(begin, end, height):
                 rows = permutation(seed, num_rows, position, min(position + height, end))
                 entries = _ENTRIES.entries(seed, rows, first, last).to(dtype)

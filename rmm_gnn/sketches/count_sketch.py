@@ -13,7 +13,7 @@ from rmm_gnn.kernels import bucket_sum, resolve
 from rmm_gnn.kernels.reference import accumulation_dtype, gathers_in_place
 from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import random_signs
-from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Sketch, State
+from rmm_gnn.sketches.base import Draw, Sketch, State
 from rmm_gnn.sketches.blocks import block_start, pair_share
 from rmm_gnn.sketches.moments import moments
 
@@ -64,29 +64,19 @@ class CountSketch(Sketch):
         dense[rows.long(), bucket] = random_signs(seed, 0, num_rows, dtype)
         return dense
 
-    def sketch_rows(
-        self,
-        matrix: Tensor,
-        seed: Tensor,
-        sketch_size: int,
-        start: int,
-        stop: int,
-        *,
-        state: State = (),
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-        backend: str = "auto",
-    ) -> Tensor:
+    def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
         num_rows, num_columns = matrix.shape
+        seed, sketch_size = draw.seed, draw.sketch_size
         dtype = accumulation_dtype(matrix.dtype)
         gathered = 0
-        if resolve(backend) == "scatter" or not gathers_in_place(matrix):
+        if resolve(draw.backend) == "scatter" or not gathers_in_place(matrix):
             gathered = num_columns * (dtype.itemsize + matrix.element_size())
-        limit = max(1, workspace_bytes // (_BYTES_PER_POSITION + gathered))
+        limit = max(1, draw.workspace_bytes // (_BYTES_PER_POSITION + gathered))
 
         def sums_of(first: int, last: int, begin: int, end: int) -> Tensor:
             rows = permutation(seed, num_rows, begin, end)
             offsets = _offsets(num_rows, sketch_size, first, last, begin, seed.device).to(rows.dtype)
-            return bucket_sum(matrix, rows, random_signs(seed, begin, end, dtype), offsets, backend)
+            return bucket_sum(matrix, rows, random_signs(seed, begin, end, dtype), offsets, draw.backend)
 
         tiles = list(_position_tiles(num_rows, sketch_size, start, stop, limit))
         if len(tiles) == 1:
@@ -96,19 +86,11 @@ class CountSketch(Sketch):
             out[first - start : last - start] += sums_of(first, last, begin, end)
         return out
 
-    def sketch_ones(
-        self,
-        num_rows: int,
-        sketch_size: int,
-        seed: Tensor,
-        *,
-        state: State = (),
-        dtype: torch.dtype = torch.float32,
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-    ) -> Tensor:
+    def sketch_ones(self, num_rows: int, draw: Draw, dtype: torch.dtype) -> Tensor:
+        seed, sketch_size = draw.seed, draw.sketch_size
         # Needs the signs only: differences of their running sum.
         out = torch.zeros(sketch_size, dtype=dtype, device=seed.device)
-        limit = max(1, workspace_bytes // 32)
+        limit = max(1, draw.workspace_bytes // 32)
         for first, last, begin, end in _position_tiles(num_rows, sketch_size, 0, sketch_size, limit):
             running = random_signs(seed, begin, end, dtype).to(torch.int32).cumsum(0, dtype=torch.int32)
             before = torch.nn.functional.pad(running, (1, 0))

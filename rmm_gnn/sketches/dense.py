@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.seeding import Stream, hash_index, mix32
-from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Sketch, State
+from rmm_gnn.sketches.base import Draw, Sketch, State
 
 # Small tiles stay in a processor's cache while the entries pass through the dozen operations that make them.
 _MAX_TILE_ENTRIES = 2**18
@@ -41,36 +41,25 @@ class EntrywiseSketch(Sketch):
         rows = torch.arange(num_rows, device=seed.device)
         return self.entries(seed, rows, 0, sketch_size).to(dtype).mul_(sketch_size**-0.5)
 
-    def sketch_rows(
-        self,
-        matrix: Tensor,
-        seed: Tensor,
-        sketch_size: int,
-        start: int,
-        stop: int,
-        *,
-        state: State = (),
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-        backend: str = "auto",
-    ) -> Tensor:
+    def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
         num_rows, num_columns = matrix.shape
         dtype = accumulation_dtype(matrix.dtype)
         out = matrix.new_zeros((stop - start, num_columns), dtype=dtype)
 
         copy_bytes = 0 if matrix.dtype == dtype and matrix.is_contiguous() else num_columns * dtype.itemsize
         width = min(stop - start, 4096)
-        width = max(1, min(width, workspace_bytes // (2 * self.bytes_per_entry)))
-        height = workspace_bytes // (width * self.bytes_per_entry + copy_bytes)
+        width = max(1, min(width, draw.workspace_bytes // (2 * self.bytes_per_entry)))
+        height = draw.workspace_bytes // (width * self.bytes_per_entry + copy_bytes)
         height = max(1, min(height, _MAX_TILE_ENTRIES // width))
 
         # The outer loop is over rows, so that a tile of the matrix is converted once for all columns of S.
         for row in range(0, num_rows, height):
             tile = matrix[row : row + height].to(dtype)
-            rows = torch.arange(row, row + tile.shape[0], device=seed.device)
+            rows = torch.arange(row, row + tile.shape[0], device=matrix.device)
             for column in range(start, stop, width):
-                block = self.entries(seed, rows, column, min(column + width, stop)).to(dtype)
+                block = self.entries(draw.seed, rows, column, min(column + width, stop)).to(dtype)
                 out[column - start : column - start + block.shape[1]].addmm_(block.T, tile)
-        return out.mul_(sketch_size**-0.5)
+        return out.mul_(draw.sketch_size**-0.5)
 
 
 def cell_words(seed: Tensor, rows: Tensor, columns: Tensor) -> Tensor:  # [R], [C] -> [R, C]

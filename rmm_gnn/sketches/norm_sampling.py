@@ -11,7 +11,7 @@ from torch import Tensor
 from rmm_gnn._validation import check_share
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.seeding import Stream, uniform
-from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Sketch, State
+from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Draw, Sketch, State
 from rmm_gnn.sketches.moments import moments
 
 
@@ -84,21 +84,10 @@ class NormSamplingSketch(Sketch):
         dense[rows.long(), torch.arange(sketch_size, device=seed.device)] = factors.to(dtype)
         return dense
 
-    def sketch_rows(
-        self,
-        matrix: Tensor,
-        seed: Tensor,
-        sketch_size: int,
-        start: int,
-        stop: int,
-        *,
-        state: State = (),
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-        backend: str = "auto",
-    ) -> Tensor:
-        rows, factors = state
+    def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
+        rows, factors = draw.state
         out = matrix.new_empty((stop - start, matrix.shape[1]), dtype=accumulation_dtype(matrix.dtype))
-        height = max(1, workspace_bytes // (16 + matrix.shape[1] * matrix.element_size()))
+        height = max(1, draw.workspace_bytes // (16 + matrix.shape[1] * matrix.element_size()))
         for begin in range(start, stop, height):
             end = min(begin + height, stop)
             out[begin - start : end - start] = matrix.index_select(0, rows[begin:end])

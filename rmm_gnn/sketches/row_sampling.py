@@ -12,7 +12,7 @@ from rmm_gnn._validation import check_bool
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import Stream, uniform
-from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Sketch, State
+from rmm_gnn.sketches.base import Draw, Sketch, State
 from rmm_gnn.sketches.moments import moments
 
 
@@ -61,25 +61,14 @@ class RowSamplingSketch(Sketch):
         dense[self._rows(num_rows, seed, 0, sketch_size).long(), columns] = (num_rows / sketch_size) ** 0.5
         return dense
 
-    def sketch_rows(
-        self,
-        matrix: Tensor,
-        seed: Tensor,
-        sketch_size: int,
-        start: int,
-        stop: int,
-        *,
-        state: State = (),
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-        backend: str = "auto",
-    ) -> Tensor:
+    def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
         num_rows, num_columns = matrix.shape
         out = matrix.new_empty((stop - start, num_columns), dtype=accumulation_dtype(matrix.dtype))
-        scale = (num_rows / sketch_size) ** 0.5
-        height = max(1, workspace_bytes // (96 + num_columns * matrix.element_size()))
+        scale = (num_rows / draw.sketch_size) ** 0.5
+        height = max(1, draw.workspace_bytes // (96 + num_columns * matrix.element_size()))
         for begin in range(start, stop, height):
             end = min(begin + height, stop)
-            rows = self._rows(num_rows, seed, begin, end)
+            rows = self._rows(num_rows, draw.seed, begin, end)
             out[begin - start : end - start] = matrix.index_select(0, rows)
         return out.mul_(scale)
 

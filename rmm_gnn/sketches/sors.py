@@ -13,7 +13,7 @@ from rmm_gnn._validation import check_choice
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import random_signs
-from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Sketch, State
+from rmm_gnn.sketches.base import Draw, Sketch, State
 from rmm_gnn.sketches.moments import moments
 from rmm_gnn.sketches.transforms import TRANSFORMS
 
@@ -78,40 +78,21 @@ class SORSSketch(Sketch):
         chosen = transform.select(vectors, permutation(seed, length, 0, sketch_size))
         return chosen.mul_((length / sketch_size) ** 0.5).T
 
-    def iter_blocks(
-        self,
-        matrix: Tensor,
-        seed: Tensor,
-        sketch_size: int,
-        *,
-        state: State = (),
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-        backend: str = "auto",
-    ) -> Iterator[tuple[int, int, Tensor]]:
+    def iter_blocks(self, matrix: Tensor, draw: Draw) -> Iterator[tuple[int, int, Tensor]]:
         num_rows, num_columns = matrix.shape
         transform = TRANSFORMS[self.transform]
         dtype = accumulation_dtype(matrix.dtype)
         # Three vectors serve the signs and the transform's twiddle factors, the others hold columns on their way.
-        vectors = workspace_bytes // (transform.length(num_rows) * dtype.itemsize) - 3
+        vectors = draw.workspace_bytes // (transform.length(num_rows) * dtype.itemsize) - 3
         width = max(1, vectors // transform.buffers)
-        out = matrix.new_empty((sketch_size, num_columns), dtype=dtype)
+        out = matrix.new_empty((draw.sketch_size, num_columns), dtype=dtype)
         for start in range(0, num_columns, width):
-            out[:, start : start + width] = self._transform_columns(matrix[:, start : start + width], seed, sketch_size)
-        yield 0, sketch_size, out
+            columns = matrix[:, start : start + width]
+            out[:, start : start + width] = self._transform_columns(columns, draw.seed, draw.sketch_size)
+        yield 0, draw.sketch_size, out
 
-    def sketch_rows(
-        self,
-        matrix: Tensor,
-        seed: Tensor,
-        sketch_size: int,
-        start: int,
-        stop: int,
-        *,
-        state: State = (),
-        workspace_bytes: int = DEFAULT_WORKSPACE_BYTES,
-        backend: str = "auto",
-    ) -> Tensor:
-        ((_, _, whole),) = self.iter_blocks(matrix, seed, sketch_size, workspace_bytes=workspace_bytes)
+    def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
+        ((_, _, whole),) = self.iter_blocks(matrix, draw)
         return whole[start:stop]
 
     def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from rmm_gnn.sketches import FAMILIES, from_spec, get_sketch
+from rmm_gnn.sketches import FAMILIES, Draw, from_spec, get_sketch
 from tests.sketches.cases import CASES
 
 FAMILY = pytest.mark.parametrize("family", CASES.values(), ids=CASES.keys())
@@ -49,7 +49,7 @@ def test_sketch_rows_are_rows_of_apply(family):
     state = family.prepare(matrix, None, seed, 40, 2**20)
     whole = family.apply(matrix, seed, 40, state=state)
     for start, stop in ((0, 1), (7, 23), (39, 40)):
-        part = family.sketch_rows(matrix, seed, 40, start, stop, state=state, workspace_bytes=2**11)
+        part = family.sketch_rows(matrix, Draw(seed, 40, state, workspace_bytes=2**11), start, stop)
         torch.testing.assert_close(part, whole[start:stop])
 
 
@@ -101,7 +101,7 @@ def test_sketch_of_ones(family):
     seed, ones = torch.tensor(9), torch.ones(143, 1)
     x = torch.randn(143, 4)
     state = family.prepare(x, None, seed, 31, 2**20)
-    short = family.sketch_ones(143, 31, seed, state=state, workspace_bytes=2**10)
+    short = family.sketch_ones(143, Draw(seed, 31, state, workspace_bytes=2**10), torch.float32)
     torch.testing.assert_close(short.unsqueeze(1), family.apply(ones, seed, 31, state=state))
 
 
@@ -120,7 +120,7 @@ def test_blocks_and_their_workspace(family):
     seed = torch.tensor(2)
     state = family.prepare(matrix, None, seed, 100, 2**20)
     position = 0
-    for start, stop, block in family.iter_blocks(matrix, seed, 100, state=state, workspace_bytes=2**11):
+    for start, stop, block in family.iter_blocks(matrix, Draw(seed, 100, state, workspace_bytes=2**11)):
         assert start == position and block.shape == (stop - start, 8)
         assert family.name == "sors" or block.numel() * block.element_size() <= 2**10
         position = stop
