@@ -6,6 +6,8 @@ With `--fail-on-skip` any other skip fails the run: a skipped test proves nothin
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 NEEDS_CUDA = "needs CUDA"
@@ -71,3 +73,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked and not cuda_is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=NEEDS_CUDA))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Every test starts from the same random numbers, whichever ran before it."""
+    torch = sys.modules.get("torch")
+    if hasattr(torch, "manual_seed"):  # a test of this file stands in another one
+        torch.manual_seed(0)
