@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rmm_gnn.codecs import get_codec
+from rmm_gnn.codecs import get_codec, row_tiles
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.control_variates import column_means, column_sums, nonfinite_marks, rank_one_term
 from rmm_gnn.kernels.reference import accumulation_dtype
@@ -77,6 +77,7 @@ def weight_grad(
     config: RMMConfig,
     seed: Tensor,
     *,
+    num_columns: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # [M, N], [M]
     r"""Estimate :math:`Y^T X` without bias from what was kept, and sum ``grad_output`` over its rows exactly.
@@ -93,15 +94,13 @@ def weight_grad(
     if compressed.mean is not None:
         total = rank_one_term(sums, compressed.mean)
     else:
-        num_columns = codec.decode(payload, 0, 0, sums.dtype).shape[1]
         total = sums.new_zeros(sums.shape[0], num_columns)
     draw = Draw(seed, size, compressed.state, config.workspace_bytes, config.backend)
     for start, stop, block in family.iter_blocks(grad_output, draw):
         if marks is not None:
             block += marks
         # The block takes half of the workspace; what is decoded beside it must not follow its height.
-        height = max(1, config.workspace_bytes // 4 // max(1, total.shape[1] * total.element_size()))
-        for row in range(start, stop, height):
-            end = min(row + height, stop)
-            total.addmm_(block[row - start : end - start].T, codec.decode(payload, row, end, block.dtype))
+        for first, last in row_tiles(stop - start, num_columns, config.workspace_bytes // 4, total.element_size()):
+            rows = codec.decode(payload, start + first, start + last, num_columns, block.dtype)
+            total.addmm_(block[first:last].T, rows)
     return total.to(dtype), sums

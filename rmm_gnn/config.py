@@ -1,4 +1,4 @@
-"""RMMConfig: everything that decides how a layer's input is kept."""
+"""RMMConfig: everything that decides what is kept between forward and backward, and how."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from rmm_gnn._validation import check_bool, check_positive_int, check_rate
-from rmm_gnn.codecs import get_codec
+from rmm_gnn.codecs import CODECS, Codec, get_codec
 from rmm_gnn.kernels import check_backend, resolve
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.sketches import DEFAULT_WORKSPACE_BYTES, Sketch, from_spec, get_sketch
@@ -19,7 +19,7 @@ DEFAULT_RATE = 0.1
 
 @dataclass(frozen=True)
 class RMMConfig:
-    """How the input X [B, N] of a linear layer is kept between forward and backward.
+    """How the input X [B, N] of a linear layer, and what other operators need, is kept between forward and backward.
 
     Args:
         rate: Share of the B rows to keep, k = round(rate B), in (0, 1]; 0.1 where neither this nor ``size`` is given.
@@ -28,10 +28,15 @@ class RMMConfig:
         max_size: Keep at most so many rows.
         sketch: Name of a sketch family, or a configured one such as ``SORSSketch(transform="dct")``.
         center: Subtract the column means before sketching and add their exact rank-one term in backward.
-        codec: How the sketch is stored: "fp32" keeps the type of the input, "bf16" and "fp16" round it.  The rows of a
-            sketch are larger than those of x by about rate^-1/2, so float16 overflows that much earlier.
+        codec: How the sketch is stored: "fp32" keeps the type of the input, "bf16" and "fp16" round it, "int8", "int4",
+            "int2" and "int1" round it at random without bias (``StochasticCodec``; settings as
+            "int4:group_size=64").  The rows of a sketch are larger than those of x by about rate^-1/2, so float16
+            overflows that much earlier.
         workspace_bytes: Bound on transient memory in forward and in backward; the families' docstrings list exceptions.
         backend: "auto", "torch" or "scatter" (bucket sums of ``count_sketch`` through torch-scatter).
+        norm_codec: How lean normalisation keeps its normalised input.
+        act_codec: How lean GELU, SiLU and ELU keep their derivative.
+        x0_codec: How ``RMMGCN2Conv`` layers with two weights keep the x_0 they share; "fp32" keeps x_0 itself.
 
     Raises:
         ValueError: If a value is out of range, a name is unknown, both ``rate`` and ``size`` are given, ``min_size``
@@ -51,9 +56,12 @@ class RMMConfig:
     max_size: int | None = None
     sketch: str | Sketch = "count_sketch"
     center: bool = True
-    codec: str = "fp32"
+    codec: str | Codec = "fp32"
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
     backend: str = "auto"
+    norm_codec: str | Codec = "int2"
+    act_codec: str | Codec = "int4"
+    x0_codec: str | Codec = "fp32"
     # What ``to_fields`` returns; ClassVar keeps it from being a setting.
     _fields: ClassVar[tuple[Any, ...]] = ()
 
@@ -74,7 +82,8 @@ class RMMConfig:
             )
         object.__setattr__(self, "sketch", get_sketch(self.sketch))
         check_bool("center", self.center)
-        get_codec(self.codec)
+        for name in ("codec", "norm_codec", "act_codec", "x0_codec"):
+            object.__setattr__(self, name, _registered_spec(name, getattr(self, name)))
         object.__setattr__(self, "workspace_bytes", check_positive_int("workspace_bytes", self.workspace_bytes))
         check_backend(self.backend)
         if resolve(self.backend) not in ("torch", *self.family.backends):
@@ -82,7 +91,7 @@ class RMMConfig:
                 f"'backend' must be one that computes {self.family.name!r} (got {self.backend!r}). Use backend='auto'."
             )
         # Spelled out once, here: a traced forward only reads it, since torch.compile cannot trace the json encoder.
-        object.__setattr__(self, "_fields", (self.family.spec, *(getattr(self, name) for name in _PLAIN_FIELDS)))
+        object.__setattr__(self, "_fields", (self.family.spec, *(getattr(self, name) for name in _LINEAR_FIELDS)))
 
     @property
     def family(self) -> Sketch:
@@ -113,12 +122,12 @@ class RMMConfig:
         return total + torch.int64.itemsize
 
     def to_fields(self) -> tuple[Any, ...]:
-        """Return the settings as numbers and strings, in the order of the operators' signature."""
+        """Return what linear layers go by as numbers and strings, in the order of their operators' signature."""
         return self._fields
 
     @staticmethod
     def from_fields(*values: Any) -> RMMConfig:
-        """Rebuild the config that ``to_fields`` took apart."""
+        """Rebuild the config that ``to_fields`` took apart; settings of other operators have their defaults."""
         return _from_fields(*values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,11 +149,23 @@ class RMMConfig:
 
 
 _PLAIN_FIELDS = tuple(field.name for field in fields(RMMConfig) if field.name != "sketch")
+_OTHER_OPERATORS = ("norm_codec", "act_codec", "x0_codec")
+_LINEAR_FIELDS = tuple(name for name in _PLAIN_FIELDS if name not in _OTHER_OPERATORS)
 
 
 @lru_cache(maxsize=256)
 def _from_fields(spec: str, *values: Any) -> RMMConfig:
-    return RMMConfig(sketch=from_spec(spec), **dict(zip(_PLAIN_FIELDS, values, strict=True)))
+    return RMMConfig(sketch=from_spec(spec), **dict(zip(_LINEAR_FIELDS, values, strict=True)))
+
+
+def _registered_spec(name: str, given: str | Codec) -> str:
+    codec = get_codec(given, name)
+    # Only the spec travels to the operators; it has to lead back to the same codec.
+    if codec.name not in CODECS or get_codec(codec.spec) != codec:
+        raise ValueError(
+            f"'{name}' must be a registered codec (got {codec!r}). Add it to rmm_gnn.codecs.CODECS under its name."
+        )
+    return codec.spec
 
 
 def resolve_config(

@@ -34,6 +34,8 @@ class Stream(IntEnum):
     ROUNDING = 6
     DROPOUT = 7
     RANK = 8
+    ROUNDING_COLUMNS = 9
+    DROPOUT_LANES = 10
 
 
 def draw_seed(like: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rmm_gnn import RMMConfig, SORSSketch
+from rmm_gnn.codecs import CastCodec, StochasticCodec
 from rmm_gnn.config import resolve_config
 from rmm_gnn.sketches import BlockRademacherSketch, NormSamplingSketch, RowSamplingSketch, get_sketch
 
@@ -20,6 +21,7 @@ def test_defaults():
     assert (config.rate, config.size, config.center, config.codec) == (0.1, None, True, "fp32")
     assert config.family == get_sketch("count_sketch")
     assert config.workspace_bytes == 64 * 2**20 and config.backend == "auto"
+    assert (config.norm_codec, config.act_codec, config.x0_codec) == ("int2", "int4", "fp32")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,70 @@ def test_saved_bytes_formula():
     assert RMMConfig(rate=0.1, codec="bf16").saved_bytes(1000, 64) == 100 * 64 * 2 + 64 * 4 + 8
     assert RMMConfig(rate=0.1).saved_bytes(1000, 64, torch.bfloat16) == 100 * 64 * 2 + 64 * 4 + 8
     assert RMMConfig(rate=0.1, sketch="norm_sampling").saved_bytes(1000, 64) == 100 * 64 * 4 + 64 * 4 + 100 * 8 + 8
+
+
+def test_saved_bytes_formula_with_codes():
+    """k (ceil(N bits / 8) + 2 scales for every group) + means + seed, with k = 100 and N = 65."""
+    for codec, row_bytes in (("int8", 69), ("int4", 37), ("int2", 21), ("int1", 13)):
+        assert RMMConfig(codec=codec).saved_bytes(1000, 65) == 100 * row_bytes + 65 * 4 + 8
+        assert RMMConfig(codec=codec, center=False).saved_bytes(1000, 65, torch.float64) == 100 * row_bytes + 8
+    assert RMMConfig(codec="int4:group_size=64", center=False).saved_bytes(1000, 65) == 100 * (33 + 8) + 8
+    assert RMMConfig(codec="int4:scale=fp32", center=False).saved_bytes(1000, 65) == 100 * (33 + 8) + 8
+
+
+CODEC_FIELDS = ["codec", "norm_codec", "act_codec", "x0_codec"]
+
+
+@pytest.mark.parametrize("name", CODEC_FIELDS)
+@pytest.mark.parametrize(
+    ("codec", "spec"),
+    [
+        (StochasticCodec(1), "int1"),
+        (StochasticCodec(4, group_size=64), "int4:group_size=64"),
+        (StochasticCodec(8, group_size=7, scale="fp32"), "int8:group_size=7,scale=fp32"),
+        ("int8:scale=fp32,group_size=7", "int8:group_size=7,scale=fp32"),
+        ("int8:scale=bf16", "int8"),
+        (CastCodec("bf16", torch.bfloat16), "bf16"),
+    ],
+)
+def test_codecs_become_their_specs(name, codec, spec):
+    config = RMMConfig(**{name: codec})
+    assert getattr(config, name) == spec and config == RMMConfig(**{name: spec})
+    assert hash(config) == hash(RMMConfig(**{name: spec}))
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    assert config.to_dict()[name] == spec and json.loads(json.dumps(config.to_dict())) == config.to_dict()
+    assert config.extra_repr() == f"rate=0.1, {name}={spec!r}"
+
+
+def test_fields_of_an_operator_carry_the_codec_with_its_settings():
+    config = RMMConfig(codec=StochasticCodec(4, group_size=64, scale="fp32"))
+    assert RMMConfig.from_fields(*config.to_fields()) == config
+    # A linear layer does not read the codecs of other operators, and its operator does not carry them.
+    other = RMMConfig(codec=config.codec, norm_codec="int8", act_codec="int1", x0_codec="bf16")
+    assert other != config and other.to_fields() == config.to_fields()
+
+
+@pytest.mark.parametrize("name", CODEC_FIELDS)
+@pytest.mark.parametrize(
+    ("codec", "error", "match"),
+    [
+        ("int3", ValueError, "must be a known name .*bf16, fp16, fp32, int1, int2, int4, int8"),
+        (8, TypeError, r"must be a name \(got int\)"),
+        (None, TypeError, r"must be a name \(got NoneType\)"),
+        ("int4:width=3", ValueError, r"must have settings that int4 knows \(got 'width=3'\).*group_size=COLUMNS"),
+        ("fp16:group_size=3", ValueError, "must have settings that fp16 knows .*the others have none"),
+    ],
+)
+def test_errors_of_codecs_name_the_argument(name, codec, error, match):
+    with pytest.raises(error, match=f"'{name}' {match}"):
+        RMMConfig(**{name: codec})
+
+
+def test_errors_of_a_codecs_settings_name_the_setting():
+    with pytest.raises(ValueError, match=r"'group_size' must be at least 1 \(got 0\)"):
+        RMMConfig(norm_codec="int4:group_size=0")
+    with pytest.raises(ValueError, match=r"'scale' must be a known name \(got 'fp64'\).*bf16, fp32"):
+        RMMConfig(x0_codec="int4:scale=fp64")
 
 
 @pytest.mark.parametrize(
@@ -147,3 +213,9 @@ def test_replace_says_how():
     assert dataclasses.replace(RMMConfig(), rate=None, size=10).size == 10
     with pytest.raises(ValueError, match=r"in dataclasses.replace, set the other to None"):
         dataclasses.replace(RMMConfig(), size=10)
+
+
+@pytest.mark.parametrize("codec", [CastCodec("fp64", torch.float64), CastCodec("bf16", torch.float16)])
+def test_a_codec_that_its_name_does_not_lead_back_to_is_refused(codec):
+    with pytest.raises(ValueError, match="'codec' must be a registered codec"):
+        RMMConfig(codec=codec)

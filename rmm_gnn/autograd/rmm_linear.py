@@ -50,6 +50,32 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, *fields: Any
     return out, [torch.empty_like(seed), *compress_like(x, RMMConfig.from_fields(*fields)).to_list()]
 
 
+@torch.library.custom_op("rmm_gnn::linear_of_kept", mutates_args=())
+def linear_of_kept_op(
+    x: Tensor,  # [B, N]
+    weight: Tensor,  # [M, N]
+    bias: Tensor | None,  # [M]
+    kept: list[Tensor],
+    sketch: str,
+    rate: float | None,
+    size: int | None,
+    min_size: int | None,
+    max_size: int | None,
+    center: bool,
+    codec: str,
+    workspace_bytes: int,
+    backend: str,
+) -> Tensor:
+    """X W^T + b where another layer has kept a sketch of the same X already."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x, weight, bias)
+
+
+@linear_of_kept_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, kept: list[Tensor], *fields: Any) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
 @torch.library.custom_op("rmm_gnn::exact_linear", mutates_args=(), tags=_SEEDED)
 def exact_linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor) -> Tensor:
     """A training call without grad mode: ``linear``, with the seed as an argument so that its draw is not dead code.
@@ -85,7 +111,7 @@ def weight_grad_op(
     config = RMMConfig.from_fields(sketch, rate, size, min_size, max_size, center, codec, workspace_bytes, backend)
     compressed = CompressedActivation.from_list(list(kept), config)
     with torch.autocast(grad_output.device.type, enabled=False):
-        return weight_grad(grad_output, compressed, config, seed, dtype=grad_output.dtype)
+        return weight_grad(grad_output, compressed, config, seed, num_columns=num_columns, dtype=grad_output.dtype)
 
 
 @weight_grad_op.register_fake
@@ -96,21 +122,30 @@ def _(grad_output: Tensor, kept: list[Tensor], seed: Tensor, num_columns: int, *
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    x, weight, bias, _, *fields = inputs
     ctx.set_materialize_grads(False)
+    ctx.seed_grads = None
+    _keep(ctx, inputs, output[1])
+
+
+def _setup_context_of_kept(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.seed_grads = [None] * len(inputs[3])  # for the list in the seed's place
+    _keep(ctx, inputs, inputs[3])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], kept: list[Tensor]) -> None:
+    x, weight, bias, _, *fields = inputs
     ctx.fields = fields
     ctx.num_columns = x.shape[1]
     ctx.bias_dtype = None if bias is None else bias.dtype
-    kept = output[1] if ctx.needs_input_grad[1] else []
     # The weight is kept only for the gradient of x.
-    ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *kept)
+    ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *(kept if ctx.needs_input_grad[1] else []))
 
 
-def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_output: Tensor | None, _: Any = None) -> tuple[Any, ...]:
     refuse_double_backward("rmm_linear")
     nothing = (None,) * len(ctx.fields)
     if grad_output is None:
-        return (None, None, None, None, *nothing)
+        return (None, None, None, ctx.seed_grads, *nothing)
     weight, *kept = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
@@ -125,7 +160,8 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | No
         grad_bias = grad_output.sum(0)
     if grad_bias is not None:
         grad_bias = grad_bias.to(ctx.bias_dtype) if needs_bias else None
-    return (grad_x, grad_weight, grad_bias, None, *nothing)
+    return (grad_x, grad_weight, grad_bias, ctx.seed_grads, *nothing)
 
 
 linear_op.register_autograd(_backward, setup_context=_setup_context)
+linear_of_kept_op.register_autograd(_backward, setup_context=_setup_context_of_kept)

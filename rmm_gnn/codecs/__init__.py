@@ -1,22 +1,59 @@
-"""Codecs: how a sketch is stored.  One line in ``CODECS`` makes a codec known by name."""
+"""Codecs: how a kept matrix is stored.  One line in ``CODECS`` makes a codec known by name."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 
 from rmm_gnn._validation import check_choice
-from rmm_gnn.codecs.base import Codec
+from rmm_gnn.codecs.base import Codec, row_tiles
 from rmm_gnn.codecs.cast import CastCodec
+from rmm_gnn.codecs.stochastic import StochasticCodec
 
-__all__ = ["CODECS", "CastCodec", "Codec", "get_codec"]
+__all__ = ["CODECS", "CastCodec", "Codec", "StochasticCodec", "get_codec", "row_tiles"]
 
-CODECS: dict[str, Codec] = {
-    "fp32": CastCodec("fp32", None),
-    "bf16": CastCodec("bf16", torch.bfloat16),
-    "fp16": CastCodec("fp16", torch.float16),
+CODECS: dict[str, Callable[..., Codec]] = {
+    "fp32": partial(CastCodec, "fp32", None),
+    "bf16": partial(CastCodec, "bf16", torch.bfloat16),
+    "fp16": partial(CastCodec, "fp16", torch.float16),
+    "int8": partial(StochasticCodec, 8),
+    "int4": partial(StochasticCodec, 4),
+    "int2": partial(StochasticCodec, 2),
+    "int1": partial(StochasticCodec, 1),
 }
 
 
-def get_codec(name: str) -> Codec:
-    """Return the codec of that name; unknown names raise a ValueError that lists the known ones."""
-    return CODECS[check_choice("codec", name, CODECS)]
+def get_codec(codec: str | Codec, argument: str = "codec") -> Codec:
+    """Return the codec that a name, or a name with settings such as ``int4:group_size=64``, stands for.
+
+    ``argument`` is what errors call it.
+
+    Raises:
+        ValueError: If the name or a setting is unknown, or a value is out of range.
+        TypeError: If ``codec`` is neither a name nor a codec.
+    """
+    if isinstance(codec, Codec):
+        return codec
+    given: Any = codec
+    if not isinstance(given, str):  # the cache below could not even look up a list
+        check_choice(argument, given, CODECS)
+    return _from_spec(given, argument)
+
+
+@lru_cache(maxsize=256)
+def _from_spec(spec: str, argument: str) -> Codec:
+    name, _, text = spec.partition(":")
+    make = CODECS[check_choice(argument, name, CODECS)]
+    settings: dict[str, Any] = {}
+    for setting in filter(None, text.split(",")):
+        key, _, value = setting.partition("=")
+        if not name.startswith("int") or key not in ("group_size", "scale") or not value:
+            raise ValueError(
+                f"'{argument}' must have settings that {name} knows (got {setting!r}). "
+                "The int codecs know group_size=COLUMNS and scale=bf16 or scale=fp32; the others have none."
+            )
+        settings[key] = int(value) if value.isdecimal() else value
+    return make(**settings)

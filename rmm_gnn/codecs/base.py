@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -10,10 +11,19 @@ from torch import Tensor
 
 
 class Codec(ABC):
-    """Stores a matrix of k rows as a fixed number of tensors and gives rows of it back."""
+    """Stores a matrix as a fixed number of tensors and gives rows of it back.
+
+    What is read back equals the matrix, is rounded to nearest (the cast codecs), or is right on average (the stochastic
+    ones): the codec's docstring says which.
+    """
 
     name: ClassVar[str]
     num_tensors: ClassVar[int]
+
+    @property
+    def spec(self) -> str:
+        """The name with its settings, such as ``int4:group_size=64``: what ``get_codec`` takes."""
+        return self.name
 
     @abstractmethod
     def empty(self, num_rows: int, num_columns: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -24,10 +34,30 @@ class Codec(ABC):
         """Write ``block`` [rows, columns] into ``payload`` from row ``start`` on; ``seed`` serves random rounding."""
 
     @abstractmethod
-    def decode(self, payload: list[Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Return rows [start, stop) of the stored matrix as ``dtype``."""
+    def decode(self, payload: list[Tensor], start: int, stop: int, num_columns: int, dtype: torch.dtype) -> Tensor:
+        """Return rows [start, stop) of the stored matrix [*, num_columns] as ``dtype``, a tensor of its own or a view.
+
+        The caller must not write to it.
+        """
+
+    @abstractmethod
+    def variance(self, matrix: Tensor) -> Tensor:  # [B, N] -> [B, N]
+        """Return the variance of every entry of ``matrix`` as read back, over seeds."""
 
     def num_bytes(self, num_rows: int, num_columns: int, dtype: torch.dtype) -> int:
         """Bytes of the storage of a [num_rows, num_columns] matrix: what ``empty`` allocates."""
         tensors = self.empty(num_rows, num_columns, dtype, torch.device("meta"))
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def encode_matrix(self, matrix: Tensor, seed: Tensor) -> list[Tensor]:
+        """Return the storage of the whole ``matrix`` [B, N]."""
+        payload = self.empty(matrix.shape[0], matrix.shape[1], matrix.dtype, matrix.device)
+        self.encode(matrix, payload, 0, seed)
+        return payload
+
+
+def row_tiles(num_rows: int, num_columns: int, tile_bytes: int, itemsize: int = 4) -> Iterator[tuple[int, int]]:
+    """Cut [0, num_rows) into runs of rows of at most ``tile_bytes`` each (one row at least)."""
+    height = max(1, tile_bytes // max(1, num_columns * itemsize))
+    for start in range(0, num_rows, height):
+        yield start, min(start + height, num_rows)

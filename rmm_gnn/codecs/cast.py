@@ -32,5 +32,9 @@ class CastCodec(Codec):
     def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor) -> None:
         payload[0][start : start + block.shape[0]].copy_(block)
 
-    def decode(self, payload: list[Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: list[Tensor], start: int, stop: int, num_columns: int, dtype: torch.dtype) -> Tensor:
         return payload[0][start:stop].to(dtype)
+
+    def variance(self, matrix: Tensor) -> Tensor:
+        """Zero: rounding to nearest is deterministic."""
+        return torch.zeros_like(matrix)
