@@ -10,8 +10,23 @@ import torch
 import torch_geometric.nn
 from torch.nn import Module
 
+from rmm_gnn._validation import check_bool
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.nn import RMMGCN2Conv, RMMLinear, RMMTorchLinear
+from rmm_gnn.nn import (
+    LeanBatchNorm1d,
+    LeanBatchNorm2d,
+    LeanBatchNorm3d,
+    LeanDropout,
+    LeanELU,
+    LeanGELU,
+    LeanLayerNorm,
+    LeanLeakyReLU,
+    LeanReLU,
+    LeanSiLU,
+    RMMGCN2Conv,
+    RMMLinear,
+    RMMTorchLinear,
+)
 
 # A layer is swapped by changing its class: parameters, buffers, hooks, cached adjacencies and every reference to the
 # layer stay what they are, so optimizers, tied weights and shared layers need no care.  The RMM classes add one
@@ -21,7 +36,21 @@ SWAPS: dict[type[Module], type[Module]] = {
     torch_geometric.nn.Linear: RMMLinear,
     torch_geometric.nn.GCN2Conv: RMMGCN2Conv,
 }
-_ORIGINALS = {swapped: original for original, swapped in SWAPS.items()}
+# What ``lean=True`` swaps besides.
+LEAN_SWAPS: dict[type[Module], type[Module]] = {
+    torch.nn.ReLU: LeanReLU,
+    torch.nn.LeakyReLU: LeanLeakyReLU,
+    torch.nn.Dropout: LeanDropout,
+    torch.nn.GELU: LeanGELU,
+    torch.nn.SiLU: LeanSiLU,
+    torch.nn.ELU: LeanELU,
+    torch.nn.BatchNorm1d: LeanBatchNorm1d,
+    torch.nn.BatchNorm2d: LeanBatchNorm2d,
+    torch.nn.BatchNorm3d: LeanBatchNorm3d,
+    torch.nn.LayerNorm: LeanLayerNorm,
+}
+_ALL_SWAPS = SWAPS | LEAN_SWAPS
+_ORIGINALS = {swapped: original for original, swapped in _ALL_SWAPS.items()}
 
 FilterFn = Callable[[Module, str], "bool | RMMConfig"]
 ModelT = TypeVar("ModelT", bound=Module)
@@ -32,6 +61,7 @@ def convert_to_rmm(
     config: RMMConfig | Mapping[str, RMMConfig | None],
     *,
     module_filter_fn: FilterFn | None = None,
+    lean: bool = False,
 ) -> ModelT:
     """Make the linear layers of ``model`` keep sketches of their inputs; returns the same model, changed in place.
 
@@ -46,6 +76,9 @@ def convert_to_rmm(
             layer's whole qualified name decides, and None or no match leaves it exact.
         module_filter_fn: Called with (layer, qualified name) for each candidate; False leaves the layer as it is, True
             takes ``config``, and an ``RMMConfig`` is used in its place.
+        lean: Also swap ReLU, LeakyReLU, ELU, GELU, SiLU, Dropout, BatchNorm and LayerNorm modules of PyTorch for ones
+            that keep a few bits (``rmm_gnn.nn.Lean*``).  Models that call functions instead, such as ``F.relu``, are
+            reached by ``compress_activations``.
 
     Returns:
         ``model``.
@@ -69,7 +102,9 @@ def convert_to_rmm(
             f"'config' must be an RMMConfig or a mapping of name patterns to them (got {type(config).__name__}). "
             "Write RMMConfig(rate=0.1)."
         )
-    swappable = SWAPS.keys() | _ORIGINALS
+    check_bool("lean", lean)
+    swaps = _ALL_SWAPS if lean else SWAPS
+    swappable = swaps.keys() | set(swaps.values())
     # A layer that is shared goes by all of its names.
     named = list(model.named_modules(remove_duplicate=False))
     candidates = {name: module for name, module in named if type(module) in swappable}
@@ -91,15 +126,15 @@ def convert_to_rmm(
         _check_swappable(candidates[name], name)
     for name, settings in reversed(selected.items()):  # of a shared layer's names, the first one decides
         module = candidates[name]
-        module.__class__ = SWAPS.get(type(module), type(module))
+        module.__class__ = swaps.get(type(module), type(module))
         module.config = settings
     return model
 
 
 def revert_rmm(model: ModelT) -> ModelT:
-    """Turn every layer that keeps sketches back into the layer it stands for; returns the same model.
+    """Turn every layer that keeps sketches, and every lean module, back into the one it stands for, in place.
 
-    The parameters stay the same objects.  A model without such layers is returned as it is.
+    Returns the same model.  The parameters stay the same objects.  A model without such layers is returned as it is.
     """
     for module in model.modules():
         original = _ORIGINALS.get(type(module))
@@ -150,7 +185,7 @@ def _checked_answer(answer: object, name: str) -> bool | RMMConfig:
 def _check_swappable(module: Module, name: str) -> None:
     name = name or "model"
     own = [key for key in ("forward", "_compiled_call_impl") if module.__dict__.get(key) is not None]
-    if type(module) in SWAPS and hasattr(module, "config"):
+    if type(module) in _ALL_SWAPS and hasattr(module, "config"):
         raise ValueError(
             f"'{name}' must not have an attribute 'config' of its own (got {module.config!r}). "
             "The converted layer keeps its RMMConfig there; rename yours."

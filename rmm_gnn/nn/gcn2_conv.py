@@ -26,8 +26,9 @@ class RMMGCN2Conv(GCN2Conv):
 
     The output and the gradients of ``x``, ``x_0`` and the edge weights are exact; the gradient of
     :math:`\mathbf{\Theta}` is an unbiased estimate.  With ``shared_weights=False`` the second product keeps ``x_0``
-    itself, also under autocast: the one tensor that all layers share, where PyG keeps a scaled copy in every layer.
-    The gradient of ``weight2`` is exact.  In ``eval()`` this is PyG's layer.
+    itself, also under autocast, or one code of it (``config.x0_codec``): once for all layers that are given the same
+    tensor, where PyG keeps a scaled copy in every layer.  The gradient of ``weight2`` is exact, or unbiased with an int
+    codec.  In ``eval()`` this is PyG's layer.
 
     With c = ``channels`` and N nodes, a training call keeps ``config.saved_bytes(N, c)`` bytes, a c x c matrix for
     ``weight1`` unless beta is 1 (the weight itself serves then) and one for ``weight2``, and it refers to ``x_0``.
@@ -94,14 +95,17 @@ class RMMGCN2Conv(GCN2Conv):
 
         # propagate_type: (x: Tensor, edge_weight: OptTensor)
         h = self.propagate(edge_index, x=x, edge_weight=edge_weight)
-        x_0 = x_0[: h.size(0)]
+        if x_0.size(0) != h.size(0):  # a slice would be another tensor, and its code not shared
+            x_0 = x_0[: h.size(0)]
 
         # h is our own: scaling it in place keeps nothing and leaves the caller's x alone.
         h.mul_(1 - self.alpha)
         if self.weight2 is None:
             h.add_(x_0, alpha=self.alpha)
             return self._sketched_product(h)
-        return self._sketched_product(h) + shared_input_linear(x_0, self.alpha * self._matrix(self.weight2))
+        return self._sketched_product(h) + shared_input_linear(
+            x_0, self.alpha * self._matrix(self.weight2), codec=self.config.x0_codec
+        )
 
     def _sketched_product(self, h: Tensor) -> Tensor:  # [N, C] -> [N, C]
         return training_linear(

@@ -1,0 +1,169 @@
+r"""Batch normalisation that keeps its normalised input in a codec.
+
+With :math:`\hat x` the normalised input, M the entries of a channel and sums over them,
+
+.. math::
+    \partial\gamma = \sum g \hat x, \qquad \partial\beta = \sum g, \qquad
+    \partial x = \frac{\gamma}{\sigma} \left( g - \tfrac1M \sum g - \hat x \, \tfrac1M \sum g \hat x \right)
+
+What is read back is right on average and its entries are pairwise independent, so the gradient of gamma is unbiased.
+The gradient of x is quadratic in what is kept: entry i of a channel is off by :math:`-\gamma g_i v_i / (\sigma M)` on
+average, v_i the codec's variance there.  With INT2, :math:`v_i \le s^2/4` for the step s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmm_gnn.autograd.double_backward import refuse_double_backward
+from rmm_gnn.codecs import Codec, get_codec, row_tiles
+from rmm_gnn.kernels.reference import accumulation_dtype
+
+_SEEDED = (torch.Tag.nondeterministic_seeded,)
+# Normalised rows made, or read back, at a time.
+_TILE_BYTES = 1 << 20
+
+
+@torch.library.custom_op("rmm_gnn::batch_norm", mutates_args=(), tags=_SEEDED)
+def batch_norm_op(
+    x: Tensor,  # [N, C, *]
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    codec: str,
+    keep_input: bool,
+    seed: Tensor,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Torch's output; the new running statistics; 1/sigma and, with ``keep_input``, the coded normalised input."""
+    # Copies: an operator that changed its arguments could not have a backward.
+    running = (
+        [running_mean.clone(), running_var.clone()] if running_mean is not None and running_var is not None else []
+    )
+    new_mean, new_var = running or (None, None)
+    out, mean, inv_std = torch.native_batch_norm(x, weight, bias, new_mean, new_var, training, momentum, eps)
+    if not training:
+        mean, inv_std = running[0], (running[1] + eps).rsqrt()
+    dtype = accumulation_dtype(x.dtype)
+    kept = [inv_std.to(dtype, copy=True)]
+    if keep_input:
+        rows, columns = x.shape[0], x[0].numel()
+        payload = get_codec(codec).empty(rows, columns, x.dtype, x.device)
+        mean, scale = _per_channel(mean.to(dtype), x), _per_channel(kept[0], x)
+        for start, stop in row_tiles(rows, columns, _TILE_BYTES, dtype.itemsize):
+            block = x[start:stop].to(dtype).sub(mean).mul_(scale)
+            get_codec(codec).encode(block.flatten(1), payload, start, seed)
+        kept += payload
+    return out, running, kept
+
+
+@batch_norm_op.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    codec: str,
+    keep_input: bool,
+    seed: Tensor,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    stats = [running_mean, running_var] if running_mean is not None and running_var is not None else []
+    kept = [x.new_empty(x.shape[1], dtype=accumulation_dtype(x.dtype))]
+    if keep_input:
+        kept += get_codec(codec).empty(x.shape[0], x[0].numel(), x.dtype, x.device)
+    return torch.empty_like(x), [torch.empty_like(tensor) for tensor in stats], kept
+
+
+@torch.library.custom_op("rmm_gnn::batch_norm_backward", mutates_args=())
+def batch_norm_backward_op(
+    grad_output: Tensor,  # [N, C, *]
+    weight: Tensor | None,
+    kept: list[Tensor],
+    training: bool,
+    codec: str,
+    needs_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, gamma and beta; an empty tensor for one that is not needed or cannot be had."""
+    dtype = accumulation_dtype(grad_output.dtype)
+    inv_std, payload = kept[0], list(kept[1:])
+    channels = (0, *range(2, grad_output.dim()))
+    sums = grad_output.sum(channels, dtype=dtype)
+    products = torch.zeros_like(sums)
+    for start, stop, normalized in _tiles(payload, grad_output, dtype, get_codec(codec)):
+        products += (normalized * grad_output[start:stop]).sum(channels)
+    if not needs_x:
+        return grad_output.new_empty(0), products, sums
+
+    scale = inv_std if weight is None else inv_std * weight.to(dtype)
+    if not training:
+        return (grad_output * _per_channel(scale, grad_output)).to(grad_output.dtype), products, sums
+    count = grad_output.numel() // max(1, sums.numel())
+    grad_x = torch.empty_like(grad_output)
+    mean_grad, mean_product = _per_channel(sums / count, grad_output), _per_channel(products / count, grad_output)
+    for start, stop, normalized in _tiles(payload, grad_output, dtype, get_codec(codec)):
+        block = torch.addcmul(mean_grad, normalized, mean_product)
+        torch.sub(grad_output[start:stop].to(dtype), block, out=block)
+        grad_x[start:stop] = block.mul_(_per_channel(scale, grad_output))
+    return grad_x, products, sums
+
+
+@batch_norm_backward_op.register_fake
+def _(
+    grad_output: Tensor, weight: Tensor | None, kept: list[Tensor], training: bool, codec: str, needs_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = torch.empty_like(grad_output) if needs_x else grad_output.new_empty(0)
+    return grad_x, torch.empty_like(kept[0]), torch.empty_like(kept[0])
+
+
+def _tiles(payload: list[Tensor], like: Tensor, dtype: torch.dtype, codec: Codec) -> Iterator[tuple[int, int, Tensor]]:
+    """Read the normalised input back, some rows at a time, in the shape of ``like``; nothing where it was not kept."""
+    if not payload or like.numel() == 0:
+        return
+    columns = like[0].numel()
+    for start, stop in row_tiles(like.shape[0], columns, _TILE_BYTES, dtype.itemsize):
+        yield start, stop, codec.decode(payload, start, stop, columns, dtype).view(-1, *like.shape[1:])
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:  # [C] -> [C, 1, ...]
+    return values.view(-1, *(1,) * (like.dim() - 2))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], list[Tensor]]) -> None:
+    _, weight, bias, _, _, training, _, _, codec, keep_input, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.training, ctx.codec, ctx.keep_input = training, codec, keep_input
+    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (weight, bias)]
+    # gamma scales the gradient of x and serves nothing else.
+    ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *output[2])
+
+
+def _backward(ctx: Any, grad_output: Tensor | None, _: Any, __: Any) -> tuple[Tensor | None, ...]:
+    refuse_double_backward("batch_norm")
+    nothing = (None,) * 8
+    if grad_output is None:
+        return (None, None, None, *nothing)
+    weight, *kept = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    grad_x, products, sums = torch.ops.rmm_gnn.batch_norm_backward(
+        grad_output, weight, kept, ctx.training, ctx.codec, needs_x
+    )
+    return (
+        grad_x if needs_x else None,
+        products.to(ctx.dtypes[0]) if needs_weight else None,
+        sums.to(ctx.dtypes[1]) if needs_bias else None,
+        *nothing,
+    )
+
+
+batch_norm_op.register_autograd(_backward, setup_context=_setup_context)

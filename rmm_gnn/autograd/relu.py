@@ -1,0 +1,67 @@
+"""ReLU and leaky ReLU that keep the sign of every entry: one bit instead of the output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmm_gnn.autograd.bit_masks import mask_bytes, read_bits, tiles, write_bits
+from rmm_gnn.autograd.double_backward import refuse_double_backward
+
+
+@torch.library.custom_op("rmm_gnn::relu", mutates_args=())
+def relu_op(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:
+    """ReLU, or leaky ReLU where a slope is given, and one bit for every entry."""
+    flat, bits = x.reshape(-1), torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=x.device)
+    for tile in tiles(x.numel()):
+        part = flat[tile.entries]
+        # As torch has it, the gradient passes a nan in ReLU, and takes the slope in leaky ReLU.
+        write_bits((part <= 0).logical_not_() if negative_slope is None else part > 0, bits, tile)
+    return F.relu(x) if negative_slope is None else F.leaky_relu(x, negative_slope), bits
+
+
+@relu_op.register_fake
+def _(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(mask_bytes(x.numel()), dtype=torch.uint8)
+
+
+@torch.library.custom_op("rmm_gnn::masked_scale", mutates_args=())
+def masked_scale_op(grad_output: Tensor, bits: Tensor, scale: float, other_scale: float) -> Tensor:
+    """``grad_output`` times ``scale`` where the bit is set and times ``other_scale`` elsewhere; 0 where that is 0."""
+    grad_x = torch.empty_like(grad_output, memory_format=torch.contiguous_format)
+    source, target = grad_output.reshape(-1), grad_x.view(-1)
+    for tile in tiles(source.numel()):
+        part, out, mask = source[tile.entries], target[tile.entries], read_bits(bits, tile).to(source.dtype)
+        # torch's own backward functions, fed with the mask: they select without a product, so that no inf becomes nan.
+        if other_scale == 0.0:
+            torch.ops.aten.threshold_backward.grad_input(part, mask, 0.0, grad_input=out)
+        else:
+            torch.ops.aten.leaky_relu_backward.grad_input(part, mask, other_scale / scale, False, grad_input=out)
+        if scale != 1.0:
+            out.mul_(scale)
+    return grad_x
+
+
+@masked_scale_op.register_fake
+def _(grad_output: Tensor, bits: Tensor, scale: float, other_scale: float) -> Tensor:
+    return torch.empty_like(grad_output, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.negative_slope = inputs[1]
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
+    refuse_double_backward("relu")
+    if grad_output is None:
+        return None, None
+    (bits,) = ctx.saved_tensors
+    return torch.ops.rmm_gnn.masked_scale(grad_output, bits, 1.0, ctx.negative_slope or 0.0), None
+
+
+relu_op.register_autograd(_backward, setup_context=_setup_context)

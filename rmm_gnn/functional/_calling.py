@@ -1,0 +1,76 @@
+"""What the functions share: torch's override protocol, autocast, seeds for rounding, in-place forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from rmm_gnn._validation import check_seed
+from rmm_gnn.codecs import StochasticCodec, get_codec
+from rmm_gnn.seeding import draw_seed
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def overridable(function: Callable[P, R]) -> Callable[P, R]:
+    """Let an active ``TorchFunctionMode`` see calls of ``function``, as it sees those of torch's own functions."""
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.compiler.is_compiling():
+            tensors = tuple(value for value in args if isinstance(value, Tensor))
+            if has_torch_function(tensors):
+                return handle_torch_function(wrapper, tensors, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for a gradient of one of them."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def rounding_seed(x: Tensor, codec: str, seed: Tensor | int | None) -> Tensor:
+    """Return ``seed``, or a fresh one where the codec rounds at random.
+
+    It is drawn whether or not grad mode is on: reentrant checkpointing runs its first pass without, and what is drawn
+    later in the same pass must come out the same in both.
+    """
+    if seed is not None:
+        return check_seed(seed, x.device)
+    if isinstance(get_codec(codec), StochasticCodec):
+        return draw_seed(x)
+    return torch.zeros((), dtype=torch.int64, device=x.device)
+
+
+def returned(x: Tensor, out: Tensor, inplace: bool) -> Tensor:
+    """Return ``out``, or ``x`` overwritten with it."""
+    return x.copy_(out) if inplace else out
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The type that autocast computes linear layers of ``x`` in, or None where it leaves them alone."""
+    device_type = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
+def as_autocast(*tensors: Tensor | None, like: Tensor) -> tuple[Tensor | None, ...]:
+    """Cast as ``linear`` would under autocast, before the operator, so that what it keeps is of the low type too."""
+    dtype = autocast_dtype(like)
+    if dtype is None:
+        return tensors
+
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        eligible = tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if eligible and tensor is not None else tensor
+
+    return tuple(cast(tensor) for tensor in tensors)

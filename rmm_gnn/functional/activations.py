@@ -1,0 +1,111 @@
+"""Activation functions that keep one bit, or a few, for every entry."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import rmm_gnn.autograd.activations
+import rmm_gnn.autograd.relu
+from rmm_gnn._validation import check_choice, check_floating
+from rmm_gnn.codecs import Codec, get_codec
+from rmm_gnn.functional._calling import needs_grad, overridable, returned, rounding_seed
+
+
+@overridable
+def relu(x: Tensor, inplace: bool = False) -> Tensor:
+    """``torch.nn.functional.relu`` that keeps one bit for every entry; output and gradient are exact.
+
+    Args:
+        x: Any shape.
+        inplace: Overwrite x with the output.
+
+    Returns:
+        The output, of the shape of x.
+
+    Raises:
+        TypeError: If a gradient is needed and x is not a dense floating-point tensor.
+        RuntimeError: In backward, if it is run with ``create_graph=True``.
+
+    Example:
+        >>> relu(torch.tensor([-1.0, 2.0], requires_grad=True))
+        tensor([0., 2.], grad_fn=<GeneratedBackwardFor_rmm_gnn_relu_defaultBackward>)
+    """
+    if not needs_grad(x):
+        return F.relu(x, inplace)
+    return returned(x, torch.ops.rmm_gnn.relu(check_floating("x", x), None)[0], inplace)
+
+
+@overridable
+def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """``torch.nn.functional.leaky_relu`` that keeps one bit for every entry; output and gradient are exact.
+
+    Args:
+        x: Any shape.
+        negative_slope: Slope below 0.
+        inplace: Overwrite x with the output.
+
+    Returns:
+        The output, of the shape of x.
+
+    Raises:
+        TypeError: If a gradient is needed and x is not a dense floating-point tensor.
+        RuntimeError: In backward, if it is run with ``create_graph=True``.
+    """
+    if not needs_grad(x):
+        return F.leaky_relu(x, negative_slope, inplace)
+    return returned(x, torch.ops.rmm_gnn.relu(check_floating("x", x), float(negative_slope))[0], inplace)
+
+
+@overridable
+def gelu(
+    x: Tensor, approximate: str = "none", *, codec: str | Codec = "int4", seed: Tensor | int | None = None
+) -> Tensor:
+    """``torch.nn.functional.gelu`` that keeps its derivative in a codec.
+
+    The output is exact; the gradient of x is unbiased with the int codecs.
+
+    Args:
+        x: Any shape; offsets and steps of the code belong to runs of the last dimension.
+        approximate: "none" or "tanh".
+        codec: How the derivative is kept.
+        seed: Decides the rounding; drawn afresh at every call if None.
+
+    Returns:
+        The output, of the shape of x.
+
+    Raises:
+        TypeError: If a gradient is needed and x is not a dense floating-point tensor.
+        ValueError: If ``approximate`` or ``codec`` is unknown.
+        RuntimeError: In backward, if it is run with ``create_graph=True``.
+    """
+    name = {"none": "gelu", "tanh": "gelu_tanh"}[check_choice("approximate", approximate, ("none", "tanh"))]
+    return _activation(x, name, 0.0, codec, seed)
+
+
+@overridable
+def silu(x: Tensor, inplace: bool = False, *, codec: str | Codec = "int4", seed: Tensor | int | None = None) -> Tensor:
+    """``torch.nn.functional.silu`` that keeps its derivative in a codec; see ``gelu``."""
+    return returned(x, _activation(x, "silu", 0.0, codec, seed), inplace)
+
+
+@overridable
+def elu(
+    x: Tensor,
+    alpha: float = 1.0,
+    inplace: bool = False,
+    *,
+    codec: str | Codec = "int4",
+    seed: Tensor | int | None = None,
+) -> Tensor:
+    """``torch.nn.functional.elu`` that keeps its derivative in a codec; see ``gelu``."""
+    return returned(x, _activation(x, "elu", float(alpha), codec, seed), inplace)
+
+
+def _activation(x: Tensor, name: str, setting: float, codec: str | Codec, seed: Tensor | int | None) -> Tensor:
+    codec = get_codec(codec).spec
+    seed = rounding_seed(x, codec, seed)
+    if not needs_grad(x):
+        return rmm_gnn.autograd.activations.ACTIVATIONS[name].function(x, setting)
+    return torch.ops.rmm_gnn.activation(check_floating("x", x), name, setting, codec, seed)[0]

@@ -1,0 +1,211 @@
+"""Products that keep a sketch, or a code, of their input."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import rmm_gnn.autograd.addmm
+import rmm_gnn.autograd.coded_linear
+import rmm_gnn.autograd.rmm_linear  # noqa: F401  (registers the operators)
+from rmm_gnn._validation import check_floating, check_linear_shapes, check_matrix, check_seed
+from rmm_gnn.autograd.shared_input_linear import SharedInputLinear
+from rmm_gnn.codecs import CastCodec, Codec, get_codec
+from rmm_gnn.config import RMMConfig
+from rmm_gnn.functional._calling import as_autocast, autocast_dtype, overridable, rounding_seed
+from rmm_gnn.seeding import draw_seed
+from rmm_gnn.sharing import KeptOnce
+
+# Codes of the inputs that layers share, each for as long as its tensor lives.
+_SHARED_CODES = KeptOnce()
+
+
+@overridable
+def rmm_linear(
+    x: Tensor,  # [*, N]
+    weight: Tensor,  # [M, N]
+    bias: Tensor | None = None,  # [M]
+    *,
+    config: RMMConfig,
+    seed: Tensor | int | None = None,
+    shared: KeptOnce | None = None,
+) -> Tensor:  # [*, M]
+    r"""Linear layer that keeps a sketch of its input; all is exact but the weight gradient, an unbiased estimate.
+
+    .. math::
+        \hat{X} = X W^T + 1 b^T, \qquad \partial W \approx (S^T Y)^T (S^T X), \qquad \partial X = Y W, \qquad
+        \partial b = Y^T 1
+
+    with X the input flattened to [B, N], Y the gradient of the output, S [B, k] random with E[S S^T] = I
+    (Algorithm 1, eq. 1-4): the estimate is unbiased.  Kept for backward are the sketch and what
+    ``RMMConfig.saved_bytes`` lists, and ``weight`` if x needs a gradient; x itself is not, and may be changed in place.
+
+    Where there is nothing to estimate (``weight`` needs no gradient, grad mode is off, no rows) this is
+    ``torch.nn.functional.linear`` and nothing is kept.  Under autocast, arguments are cast as ``linear`` casts them;
+    each call then keeps its own low-precision copy of ``weight``: torch's cache of such copies is out of reach here.
+
+    Besides the workspace, an x whose leading dimensions cannot be flattened in place is copied for the duration of the
+    call, and so is an x that autocast converts, as in ``linear``.
+
+    Args:
+        x: Input, float32, float64, bfloat16 or float16.
+        weight: Weight of the same type.
+        bias: Bias of the same type, or None.
+        config: What to keep.
+        seed: Decides S: an int64 scalar tensor on the device of x from ``draw_seed``, or an int.  If None, drawn from
+            PyTorch's default generator whenever ``weight`` requires a gradient, whether or not grad mode is on.  The
+            same seed gives the same S; one that stays fixed over training turns the noise into a persistent error.
+        shared: Where to look for a sketch of this x under the same config before making one, and to leave the one made.
+            Layers that share a sketch have correlated noise; each estimate is unbiased still.
+
+    Returns:
+        The exact output.
+
+    Raises:
+        TypeError: If a tensor is not a dense floating-point one, types differ, or ``config`` is not an ``RMMConfig``.
+        ValueError: If shapes or devices do not fit.
+        RuntimeError: In backward, if it is run with ``create_graph=True``.
+
+    Example:
+        >>> x, weight = torch.randn(100, 8), torch.randn(4, 8, requires_grad=True)
+        >>> out = rmm_linear(x, weight, config=RMMConfig(rate=0.1))
+        >>> torch.allclose(out, x @ weight.T, atol=1e-5)
+        True
+        >>> out.sum().backward()
+        >>> weight.grad.shape
+        torch.Size([4, 8])
+
+    References:
+        D. Bershatsky et al., *Memory-Efficient Backpropagation through Large Linear Layers* (2022).
+    """
+    if not isinstance(config, RMMConfig):
+        raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
+    check_floating("x", x)
+    source = x
+    x, weight, bias = as_autocast(x, weight, bias, like=x)  # type: ignore[assignment]
+    check_floating("weight", weight)
+    check_linear_shapes(x, weight, bias)
+
+    if seed is not None:
+        seed = check_seed(seed, x.device)
+    elif weight.requires_grad:
+        # Also with grad mode off: reentrant checkpointing runs its first pass so, and must advance the generator.
+        seed = draw_seed(x)
+    if seed is None or not weight.requires_grad or x.numel() == 0:
+        return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return torch.ops.rmm_gnn.exact_linear(x, weight, bias, seed)
+
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    fields = config.to_fields()
+    if shared is None:
+        out = torch.ops.rmm_gnn.linear(rows, weight, bias, seed, *fields)[0]
+        return out if x.dim() == 2 else out.reshape(*x.shape[:-1], weight.shape[0])
+
+    made: list[Tensor] = []
+
+    def compress_here() -> list[Tensor]:
+        out, kept = torch.ops.rmm_gnn.linear(rows, weight, bias, seed, *fields)
+        made.append(out)
+        return kept
+
+    kept = shared.get_or_make(source, (x.dtype, fields), compress_here)
+    out = made[0] if made else torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, kept, *fields)
+    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+@overridable
+def addmm(
+    input: Tensor,  # broadcasts to [B, M]
+    mat1: Tensor,  # [B, N]
+    mat2: Tensor,  # [N, M]
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    config: RMMConfig,
+    seed: Tensor | int | None = None,
+) -> Tensor:  # [B, M]
+    r"""``torch.addmm`` that keeps a sketch of ``mat1`` for the gradient of ``mat2``; see ``rmm_linear``.
+
+    .. math::
+        \beta \, input + \alpha \, X W, \qquad \partial W \approx \alpha \, (S^T X)^T (S^T Y)
+
+    The output and the gradients of ``input`` and ``mat1`` are exact.  Where ``mat2`` needs no gradient this is
+    ``torch.addmm``.
+
+    Args:
+        input: Added to the product, times ``beta``.
+        mat1: X.
+        mat2: W.
+        beta: Factor of ``input``.
+        alpha: Factor of the product.
+        config: What to keep.
+        seed: Decides S; if None, drawn whenever ``mat2`` requires a gradient, whether or not grad mode is on.
+
+    Returns:
+        The exact output.
+
+    Raises:
+        TypeError: If ``mat1`` is not a dense floating-point matrix, or ``config`` is not an ``RMMConfig``.
+        ValueError: If ``mat1`` does not have two dimensions.
+        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
+    """
+    if not isinstance(config, RMMConfig):
+        raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
+    check_matrix("mat1", mat1)
+    if seed is not None:
+        seed = check_seed(seed, mat1.device)
+    elif mat2.requires_grad:
+        seed = draw_seed(mat1)
+    if seed is None or not mat2.requires_grad or not torch.is_grad_enabled() or mat1.numel() == 0:
+        return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
+    input, mat1, mat2 = as_autocast(input, mat1, mat2, like=mat1)  # type: ignore[assignment]
+    return torch.ops.rmm_gnn.addmm(input, mat1, mat2, float(beta), float(alpha), seed, *config.to_fields())[0]
+
+
+@overridable
+def shared_input_linear(
+    x: Tensor,  # [*, N]
+    weight: Tensor,  # [M, N]
+    *,
+    codec: str | Codec = "fp32",
+    seed: Tensor | int | None = None,
+) -> Tensor:  # [*, M]
+    """Linear map of an input that other layers read too: it is kept once for all of them, whole or in a codec.
+
+    The output and the gradient of x are exact.  With "fp32" x itself is kept, also under autocast, where ``linear``
+    would keep a converted copy, and the gradient of ``weight`` is exact.  With another codec the code of x is kept, the
+    same for every call as long as x lives and is not changed in place, and the gradient of ``weight`` is unbiased with
+    the int codecs.  Converted copies live for the duration of the call, in forward and again in backward.  While
+    ``torch.compile`` traces, every call keeps a code of its own.
+
+    Args:
+        x: Input.
+        weight: Weight.
+        codec: How x is kept.
+        seed: Decides the rounding; drawn afresh at every call if None, whether or not there is a code already.
+
+    Returns:
+        The exact output.
+
+    Raises:
+        ValueError: If ``codec`` is unknown.
+        RuntimeError: In backward, if it is run with ``create_graph=True`` under autocast or with a codec.
+    """
+    codec = get_codec(codec)
+    dtype = autocast_dtype(x)
+    if isinstance(codec, CastCodec) and codec.dtype in (None, x.dtype):
+        if dtype is None or dtype == x.dtype == weight.dtype:
+            return F.linear(x, weight)
+        return SharedInputLinear.apply(x, weight, dtype)
+    drawn = rounding_seed(x, codec.spec, seed)
+    if not (torch.is_grad_enabled() and weight.requires_grad) or x.numel() == 0:
+        return F.linear(x, weight)
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    payload = _SHARED_CODES.get_or_make(
+        x, codec.spec, lambda: torch.ops.rmm_gnn.encode(rows.detach(), codec.spec, drawn)
+    )
+    weight = weight if dtype is None else weight.to(dtype)
+    out = torch.ops.rmm_gnn.coded_linear(rows, weight, payload, codec.spec)
+    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], weight.shape[0])
