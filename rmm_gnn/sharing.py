@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 
 import torch
@@ -10,23 +11,29 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class KeptOnce:
-    """Remembers, for as long as a tensor lives, what has been kept of it under a key.
+    """Finds what is being kept of a tensor already, under a key, so that it is not kept twice.
 
-    An entry is void once the tensor was changed in place.  While ``torch.compile`` traces, nothing is remembered: every
-    layer keeps its own.
+    Nothing is held here.  An entry lasts as long as autograd keeps the tensors in it, that is until backward has used
+    them, and it is void once its tensor was changed in place: the next step makes, and rounds, anew, also where it
+    reads the very same tensor.  While ``torch.compile`` traces, nothing is remembered: every layer keeps its own.
     """
 
     def __init__(self) -> None:
         self._entries: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def get_or_make(self, tensor: Tensor, key: Hashable, make: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Return what is remembered of ``tensor`` under ``key``, or make it and remember it."""
+        """Return what is being kept of ``tensor`` under ``key``, or make it and remember it.
+
+        The result has to be given to an operator as an input and saved by it: an output that an operator saves is
+        another object to autograd, and would not be found again.
+        """
         if torch.compiler.is_compiling():
             return make()
         entries = self._entries.setdefault(tensor, {})
-        found = entries.get(key)
-        if found is None or found[0] != tensor._version:
-            # Detached: what is remembered must not keep the graph of the layer that made it.
-            found = tensor._version, [kept.detach() for kept in make()]
-            entries[key] = found
-        return list(found[1])
+        version, references = entries.get(key, (None, []))
+        found = [reference() for reference in references]
+        if version == tensor._version and all(kept is not None for kept in found):
+            return found
+        made = make()
+        entries[key] = tensor._version, [weakref.ref(kept) for kept in made]
+        return made

@@ -50,6 +50,31 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, *fields: Any
     return out, [torch.empty_like(seed), *compress_like(x, RMMConfig.from_fields(*fields)).to_list()]
 
 
+@torch.library.custom_op("rmm_gnn::compress", mutates_args=(), tags=_SEEDED)
+def compress_op(
+    x: Tensor,  # [B, N]
+    seed: Tensor,
+    sketch: str,
+    rate: float | None,
+    size: int | None,
+    min_size: int | None,
+    max_size: int | None,
+    center: bool,
+    codec: str,
+    workspace_bytes: int,
+    backend: str,
+) -> list[Tensor]:
+    """The seed and the compressed X, for several layers that read X."""
+    config = RMMConfig.from_fields(sketch, rate, size, min_size, max_size, center, codec, workspace_bytes, backend)
+    with torch.autocast(x.device.type, enabled=False):
+        return [seed.clone(), *compress(x, config, seed).to_list()]
+
+
+@compress_op.register_fake
+def _(x: Tensor, seed: Tensor, *fields: Any) -> list[Tensor]:
+    return [torch.empty_like(seed), *compress_like(x, RMMConfig.from_fields(*fields)).to_list()]
+
+
 @torch.library.custom_op("rmm_gnn::linear_of_kept", mutates_args=())
 def linear_of_kept_op(
     x: Tensor,  # [B, N]
@@ -66,7 +91,7 @@ def linear_of_kept_op(
     workspace_bytes: int,
     backend: str,
 ) -> Tensor:
-    """X W^T + b where another layer has kept a sketch of the same X already."""
+    """X W^T + b with a sketch of X made before, for this layer or another one that reads the same X."""
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x, weight, bias)
 

@@ -17,7 +17,7 @@ from rmm_gnn.functional._calling import as_autocast, autocast_dtype, overridable
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sharing import KeptOnce
 
-# Codes of the inputs that layers share, each for as long as its tensor lives.
+# Finds the codes that are being kept; holds none.
 _SHARED_CODES = KeptOnce()
 
 
@@ -56,8 +56,8 @@ def rmm_linear(
         seed: Decides S: an int64 scalar tensor on the device of x from ``draw_seed``, or an int.  If None, drawn from
             PyTorch's default generator whenever ``weight`` requires a gradient, whether or not grad mode is on.  The
             same seed gives the same S; one that stays fixed over training turns the noise into a persistent error.
-        shared: Where to look for a sketch of this x under the same config before making one, and to leave the one made.
-            Layers that share a sketch have correlated noise; each estimate is unbiased still.
+        shared: Where to look for a sketch of this x under the same config, kept for a backward pass to come, before
+            making one.  Layers that share a sketch have correlated noise; each estimate is unbiased still.
 
     Returns:
         The exact output.
@@ -103,15 +103,10 @@ def rmm_linear(
         out = torch.ops.rmm_gnn.linear(rows, weight, bias, seed, *fields)[0]
         return out if x.dim() == 2 else out.reshape(*x.shape[:-1], weight.shape[0])
 
-    made: list[Tensor] = []
-
-    def compress_here() -> list[Tensor]:
-        out, kept = torch.ops.rmm_gnn.linear(rows, weight, bias, seed, *fields)
-        made.append(out)
-        return kept
-
-    kept = shared.get_or_make(source, (x.dtype, fields), compress_here)
-    out = made[0] if made else torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, kept, *fields)
+    kept = shared.get_or_make(
+        source, (x.dtype, fields), lambda: torch.ops.rmm_gnn.compress(rows.detach(), seed, *fields)
+    )
+    out = torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, kept, *fields)
     return out if x.dim() == 2 else out.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -176,7 +171,7 @@ def shared_input_linear(
 
     The output and the gradient of x are exact.  With "fp32" x itself is kept, also under autocast, where ``linear``
     would keep a converted copy, and the gradient of ``weight`` is exact.  With another codec the code of x is kept, the
-    same for every call as long as x lives and is not changed in place, and the gradient of ``weight`` is unbiased with
+    same for every call until backward, if x is not changed in place, and the gradient of ``weight`` is unbiased with
     the int codecs.  Converted copies live for the duration of the call, in forward and again in backward.  While
     ``torch.compile`` traces, every call keeps a code of its own.
 
