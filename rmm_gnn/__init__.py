@@ -1,7 +1,10 @@
 """Train large linear layers in a fraction of the memory: forward exact, backward from a random sketch of the input."""
 
+from rmm_gnn.codecs import StochasticCodec
 from rmm_gnn.config import RMMConfig
+from rmm_gnn.context import compress_activations
 from rmm_gnn.convert import convert_to_rmm, revert_rmm
+from rmm_gnn.diagnostics import MemoryReport, memory_report
 from rmm_gnn.functional import rmm_linear
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sketches import (
@@ -21,14 +24,18 @@ __all__ = [
     "BlockRademacherSketch",
     "CountSketch",
     "GaussianSketch",
+    "MemoryReport",
     "NormSamplingSketch",
     "RMMConfig",
     "RademacherSketch",
     "RowSamplingSketch",
     "SORSSketch",
     "Sketch",
+    "StochasticCodec",
+    "compress_activations",
     "convert_to_rmm",
     "draw_seed",
+    "memory_report",
     "revert_rmm",
     "rmm_linear",
 ]

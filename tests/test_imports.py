@@ -16,15 +16,15 @@ LAYERS = [
     {"kernels"},
     {"sketches", "codecs"},
     {"config", "control_variates"},
-    {"compression"},
+    {"compression", "sharing"},
     {"autograd"},
     {"functional"},
-    {"nn"},
-    {"convert"},
+    {"nn", "context", "diagnostics"},
+    {"convert", "baselines"},
     {"__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ABOVE_NN = {"nn", "convert", "__init__"}
+ABOVE_NN = {"nn", "convert", "baselines", "__init__"}
 
 
 def imports(path):
