@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""GCN2 on ogbn-arxiv, stock layers beside randomised products (the paper's Table 5 and Figure 7).
+"""GCN2 on ogbn-arxiv: memory, time and accuracy of ways to train it (the paper's Table 5 and Figure 7).
 
-python benchmarks/ogbn_arxiv.py --dataset digits --rate 0.1     # embedded data, seconds
+python benchmarks/ogbn_arxiv.py --dataset digits --rate 0.1     # embedded data, a minute
 python benchmarks/ogbn_arxiv.py --root DIR --rate 0.1           # the protocol: 16 layers of 256, 1000 epochs
+python benchmarks/ogbn_arxiv.py --root DIR --method baseline rmm-lean --rate 0.1 --codec int8 --x0-codec int4
+python benchmarks/ogbn_arxiv.py --root DIR --method exact --rate 0.125 --exact-bits 2     # EXACT, D/R = 8, INT2
 """
 
 from __future__ import annotations

@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from benchmarks.harness.config import DIGITS, SMOKE, Sweep, resolve
 from benchmarks.harness.errors import BenchmarkError
 
 
-def _flags(preset: dict[str, int]) -> str:
-    return " ".join(f"--{name} {value}" for name, value in preset.items())
+def _flags(preset: dict[str, Any]) -> str:
+    return " ".join(f"--{name} {_words(value)}" for name, value in preset.items())
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 _EPILOG = f"""
 Flags that are not given take the defaults above, the published protocol for GCN2 on ogbn-arxiv, except that
   --dataset digits starts from {_flags(DIGITS)}
   --smoke          starts from {_flags(SMOKE)}
-In --out: records.jsonl (one line per finished run), table.md, accuracy.png.
+In --out: records.jsonl (one line per finished run), table.md, accuracy.png (against epoch), frontier.png (accuracy and
+time against saved bytes).
 Exit codes: 0 done, 2 something to put right (said on standard error), 130 interrupted (finished runs are
 kept; --resume continues).
 """
@@ -43,8 +49,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         arguments = dict(option.metadata["parser"])
         if arguments.get("action") == "boolean":
             arguments["action"] = argparse.BooleanOptionalAction
-        default = " ".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
-        shown = "" if arguments.get("action") == "store_true" or default is None else f" (default: {default})"
+        bare = arguments.get("action") == "store_true" or option.default is None
+        shown = "" if bare else f" (default: {_words(option.default)})"
         parser.add_argument(
             f"--{option.name.replace('_', '-')}",
             default=argparse.SUPPRESS,

@@ -1,63 +1,23 @@
-"""What one run is (`RunConfig`) and what one invocation asks for (`Sweep`)."""
+"""What one invocation asks for."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import itertools
 import time
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.methods import METHODS
+from benchmarks.harness.run_config import RunConfig
+
+AXES = ("sketch", "rate", "center", "codec", "norm_codec", "x0_codec", "exact_bits")
+_CODECS = "fp32, bf16, fp16, int8, int4, int2, int1, or with settings as int4:group_size=64"
 
 
 def _option(default: Any, help: str, **parser: Any) -> Any:
     """A dataclass field that also carries its command-line help; `parser` goes to ``add_argument``."""
     return field(default=default, metadata={"help": help, "parser": parser})
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides one training run, resolved: two runs with equal fields may replace each other.
-
-    ``sketch``, ``rate``, ``center`` and ``codec`` are None for methods that use no sketch.
-    """
-
-    dataset: str
-    data_fingerprint: str
-    method: str
-    sketch: str | None
-    rate: float | None
-    center: bool | None
-    codec: str | None
-    seed: int
-    epochs: int
-    eval_every: int
-    layers: int
-    hidden: int
-    alpha: float
-    theta: float | None
-    shared_weights: bool
-    dropout: float
-    bn_momentum: float
-    lr: float
-    weight_decay: float
-    clip: float
-    device: str
-    threads: int | None
-
-    @property
-    def key(self) -> str:
-        """Sixteen hexadecimal digits that identify the run in ``records.jsonl``."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
-    def label(self) -> str:
-        """Short name of the row this run belongs to, such as ``rmm count_sketch 0.1``."""
-        parts = [self.method, self.sketch, self.rate, "uncentred" if self.center is False else None]
-        return " ".join(str(part) for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -78,15 +38,34 @@ class Sweep:
         "a few epochs of a tiny model, on digits unless --dataset is given; seconds on CPU",
         action="store_true",
     )
-    method: tuple[str, ...] = _option(tuple(METHODS), "methods to compare", nargs="+", choices=tuple(METHODS))
+    method: tuple[str, ...] = _option(
+        ("baseline", "rmm", "rmm-lean", "exact"), "methods to compare", nargs="+", choices=tuple(METHODS)
+    )
     sketch: tuple[str, ...] = _option(
         ("count_sketch",), "sketch families, one row each; with settings as sors:transform=dct", nargs="+"
     )
-    rate: tuple[float, ...] = _option((0.1,), "fraction of rows kept, one row each", nargs="+", type=float)
+    rate: tuple[float, ...] = _option(
+        (0.1,),
+        "fraction kept, one row each: of the rows by rmm and rmm-lean, of the features by exact",
+        nargs="+",
+        type=float,
+    )
     center: tuple[str, ...] = _option(
         ("on",), "subtract the column means before sketching; both: a row each", nargs="+", choices=("on", "off")
     )
-    codec: str = _option("fp32", "how the sketch is stored: fp32 (the input's dtype), bf16, fp16")
+    codec: tuple[str, ...] = _option(("fp32",), f"how sketches are stored, one row each: {_CODECS}", nargs="+")
+    norm_codec: tuple[str, ...] = _option(
+        ("int2",), "how rmm-lean stores BatchNorm's input, one row each; named as --codec", nargs="+"
+    )
+    x0_codec: tuple[str, ...] = _option(
+        ("fp32",), "how rmm-lean stores x_0 for the convolutions, one row each; fp32: as it is", nargs="+"
+    )
+    exact_bits: tuple[int, ...] = _option(
+        (2,), "bits exact stores a value in, one row each", nargs="+", type=int, choices=(1, 2, 4, 8)
+    )
+    ledger: bool = _option(
+        False, "also write what every row keeps, tensor by tensor: ledger-ROW.txt, .json, .png", action="store_true"
+    )
     runs: int = _option(3, "runs per row; run i uses seed + i in every row", type=int)
     seed: int = _option(0, "seed of the first run (weights, dropout, random splits)", type=int)
     epochs: int = _option(1000, "full-batch training steps", type=int)
@@ -138,7 +117,7 @@ class Sweep:
             )
         if self.theta is not None:
             _check("theta", self.theta > 0, "be positive", self.theta, "Leave it out for beta = 1.")
-        for name in ("method", "sketch", "rate", "center"):
+        for name in ("method", *AXES):
             value = getattr(self, name)
             _check(name, len(set(value)) == len(value) > 0, "name different values", value, "Give each one once.")
         for name in self.method:
@@ -161,23 +140,11 @@ class Sweep:
 
     def expand(self, data_fingerprint: str, device: str) -> list[RunConfig]:
         """All runs, first run of every row first, so that an interrupted sweep holds complete pairs."""
-        rows: list[dict[str, Any]] = []
-        for name in self.method:
-            if METHODS[name].uses_sketch:
-                rows += [
-                    {
-                        "method": name,
-                        "sketch": sketch,
-                        "rate": rate,
-                        "center": center == "on",
-                        "codec": self.codec,
-                    }
-                    for sketch in self.sketch
-                    for rate in self.rate
-                    for center in self.center
-                ]
-            else:
-                rows.append({"method": name, "sketch": None, "rate": None, "center": None, "codec": None})
+        rows = [
+            {"method": name, **dict.fromkeys(AXES), **dict(zip(METHODS[name].axes, values, strict=True))}
+            for name in self.method
+            for values in itertools.product(*(self._values(axis) for axis in METHODS[name].axes))
+        ]
         taken = {f.name for f in fields(RunConfig)} & {f.name for f in fields(Sweep)}
         own = {name: getattr(self, name) for name in taken} | {
             "data_fingerprint": data_fingerprint,
@@ -185,10 +152,14 @@ class Sweep:
         }
         return [RunConfig(**(own | row | {"seed": self.seed + run})) for run in range(self.runs) for row in rows]
 
+    def _values(self, axis: str) -> tuple[Any, ...]:
+        given = getattr(self, axis)
+        return tuple(value == "on" for value in given) if axis == "center" else given
+
 
 # Settings that keep small data small; whatever is given on the command line wins over them.
-DIGITS = {"layers": 4, "hidden": 64, "epochs": 100}
-SMOKE = {"layers": 2, "hidden": 16, "epochs": 3, "runs": 2}
+DIGITS: dict[str, Any] = {"layers": 4, "hidden": 64, "epochs": 100}
+SMOKE: dict[str, Any] = {"layers": 2, "hidden": 16, "epochs": 3, "runs": 2, "method": tuple(METHODS)}
 
 
 def resolve(given: dict[str, Any]) -> Sweep:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch_geometric.nn import MessagePassing
 
@@ -41,19 +42,18 @@ def measure_saved_bytes(model: nn.Module, forward: Callable[[], Tensor], exclude
         The bytes.
     """
     known = [*model.parameters(), *model.buffers(), *exclude]
-    ignored = {storage.data_ptr() for tensor in known for storage in _storages(tensor)}
-    # The storages themselves are held: a freed address could be given out again and be taken for the same
-    # one.
-    kept: dict[int, torch.UntypedStorage] = {}
+    ignored = {storage.data_ptr() for tensor in known for storage in storages(tensor)}
+    # A weak reference keeps the storage's identity from being given out again, but not its memory from being freed.
+    kept: dict[StorageWeakRef, int] = {}
     by_convolutions = 0
     depth = 0
 
     def pack(tensor: Tensor) -> Tensor:
         nonlocal by_convolutions
-        for storage in _storages(tensor):
-            pointer = storage.data_ptr()
-            if pointer not in ignored and pointer not in kept:
-                kept[pointer] = storage
+        for storage in storages(tensor):
+            reference = StorageWeakRef(storage)
+            if storage.data_ptr() not in ignored and reference not in kept:
+                kept[reference] = storage.nbytes()
                 by_convolutions += storage.nbytes() if depth else 0
         return tensor
 
@@ -71,7 +71,7 @@ def measure_saved_bytes(model: nn.Module, forward: Callable[[], Tensor], exclude
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = forward()
-        result = SavedBytes(by_convolutions, sum(storage.nbytes() for storage in kept.values()))
+        result = SavedBytes(by_convolutions, sum(kept.values()))
         # Also a warm-up: libraries allocate their workspaces here and not during the measured run.
         loss.backward()
     finally:
@@ -80,13 +80,13 @@ def measure_saved_bytes(model: nn.Module, forward: Callable[[], Tensor], exclude
     return result
 
 
-def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
+def storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
     """The storages behind a tensor; a sparse one, or a subclass that wraps others, has several."""
     wrapper: Any = tensor
     if is_traceable_wrapper_subclass(wrapper):
         names, _ = wrapper.__tensor_flatten__()
         for name in names:
-            yield from _storages(getattr(wrapper, name))
+            yield from storages(getattr(wrapper, name))
     elif tensor.layout == torch.strided:
         yield tensor.untyped_storage()
     elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):

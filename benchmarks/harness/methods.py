@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.harness import accounting
+from benchmarks.harness.accounting import Block
+
+# Imported late, in the functions below: the command line is read before anything heavy is imported.
 if TYPE_CHECKING:
     from torch import nn
 
-    from benchmarks.harness.config import RunConfig
+    from benchmarks.harness.run_config import RunConfig
     from rmm_gnn import RMMConfig, Sketch
 
 
@@ -22,26 +27,25 @@ class Method:
         name: Word used on the command line and in tables.
         prepare: Takes the freshly initialised model and the run, returns the model to train.  It must leave
             the initial weights alone, since runs of different methods are compared in pairs.
-        uses_sketch: Whether ``--sketch`` and ``--rate`` apply; if so the method gets one row for each pair.
+        axes: Settings of the sweep that apply; the method gets one row for each combination of their values.
+        context: Takes the run; in force around every forward pass in training, loss included, not around backward.
         check: Takes the run; raises ValueError for settings that `prepare` would refuse, before data are
             read.
         describe: Takes the run; the method's own configuration as JSON-able fields, for the records.
+        theory: Takes the block and the run; bytes kept per node and layer, by construction.
+        own_hooks: Whether it sets saved-tensor hooks itself: they hide which layer keeps what.
+        note: What a reader of the table has to know about it.
     """
 
     name: str
-    prepare: Callable[[nn.Module, RunConfig], nn.Module]
-    uses_sketch: bool = False
+    prepare: Callable[[nn.Module, RunConfig], nn.Module] = lambda model, run: model
+    axes: tuple[str, ...] = ()
+    context: Callable[[RunConfig], AbstractContextManager[Any]] = lambda run: nullcontext()
     check: Callable[[RunConfig], object] = lambda run: None
     describe: Callable[[RunConfig], dict[str, Any] | None] = lambda run: None
-
-
-def _rmm_config(run: RunConfig) -> RMMConfig:
-    # Imported late: the command line is read before anything heavy is imported.
-    from rmm_gnn import RMMConfig
-
-    # Every row of a method that uses a sketch has all four.
-    assert run.sketch is not None and run.center is not None and run.codec is not None
-    return RMMConfig(rate=run.rate, sketch=parse_sketch(run.sketch), center=run.center, codec=run.codec)
+    theory: Callable[[Block, RunConfig], float] = lambda block, run: accounting.stock(block)
+    own_hooks: bool = False
+    note: str | None = None
 
 
 def parse_sketch(text: str) -> Sketch:
@@ -73,22 +77,121 @@ def parse_sketch(text: str) -> Sketch:
     return FAMILIES[name](**values)
 
 
+def _rmm_config(run: RunConfig) -> RMMConfig:
+    from rmm_gnn import RMMConfig
+
+    assert run.sketch is not None  # as in every row of a method that uses a sketch
+    names = ("rate", "center", "codec", "norm_codec", "x0_codec")
+    given: dict[str, Any] = {name: getattr(run, name) for name in names if getattr(run, name) is not None}
+    return RMMConfig(sketch=parse_sketch(run.sketch), **given)
+
+
+def _settings(run: RunConfig, *names: str) -> list[Any]:
+    values = [getattr(run, name) for name in names]
+    assert None not in values, names
+    return values
+
+
 def _prepare_rmm(model: nn.Module, run: RunConfig) -> nn.Module:
+    from rmm_gnn import convert_to_rmm
+
+    return convert_to_rmm(model, _rmm_config(run), lean=False)
+
+
+def _prepare_lean(model: nn.Module, run: RunConfig) -> nn.Module:
     from rmm_gnn import convert_to_rmm
 
     return convert_to_rmm(model, _rmm_config(run))
 
 
+def _lean_context(run: RunConfig) -> AbstractContextManager[Any]:
+    from rmm_gnn import compress_activations
+
+    return compress_activations(_rmm_config(run))
+
+
+def _check_exact(run: RunConfig) -> None:
+    assert run.rate is not None
+    if not 0 < run.rate <= 1:
+        raise ValueError(f"'rate' must be in (0, 1] (got {run.rate}). For exact it is the share of features kept.")
+
+
+def _prepare_exact(model: nn.Module, run: RunConfig) -> nn.Module:
+    from rmm_gnn.baselines.exact import convert_to_exact
+
+    return convert_to_exact(model, kept_frac=run.rate, bits=run.exact_bits)
+
+
+def _exact_context(run: RunConfig) -> AbstractContextManager[Any]:
+    from rmm_gnn.baselines.exact import exact_activations
+
+    return exact_activations(bits=run.exact_bits)
+
+
+def _prepare_checkpoint(model: nn.Module, run: RunConfig) -> nn.Module:
+    from benchmarks.harness.model import GCN2
+
+    assert isinstance(model, GCN2)
+    model.checkpoint = True
+    return model
+
+
+def _offload_context(run: RunConfig) -> AbstractContextManager[Any]:
+    from benchmarks.harness.offload import offload
+
+    return offload(run.device)
+
+
+_SKETCH_AXES = ("sketch", "rate", "center", "codec")
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("baseline", prepare=lambda model, run: model),
+        Method("baseline"),
         Method(
             "rmm",
             prepare=_prepare_rmm,
-            uses_sketch=True,
+            axes=_SKETCH_AXES,
             check=_rmm_config,
             describe=lambda run: _rmm_config(run).to_dict(),
+            theory=lambda block, run: accounting.rmm(block, *_settings(run, "rate", "codec")),
+            note="rmm: randomised products, everything else stock.",
+        ),
+        Method(
+            "rmm-lean",
+            prepare=_prepare_lean,
+            axes=(*_SKETCH_AXES, "norm_codec", "x0_codec"),
+            context=_lean_context,
+            check=_rmm_config,
+            describe=lambda run: _rmm_config(run).to_dict(),
+            theory=lambda block, run: accounting.rmm_lean(
+                block, *_settings(run, "rate", "codec", "norm_codec", "x0_codec")
+            ),
+            note="rmm-lean: randomised products, and lean BatchNorm, ReLU and dropout (norm: BatchNorm's input).",
+        ),
+        Method(
+            "exact",
+            prepare=_prepare_exact,
+            axes=("rate", "exact_bits"),
+            context=_exact_context,
+            check=_check_exact,
+            describe=lambda run: {"kept_frac": run.rate, "bits": run.exact_bits},
+            theory=lambda block, run: accounting.exact(block, *_settings(run, "rate", "exact_bits")),
+            note="exact: EXACT (Liu et al., 2022), inputs projected along features and rounded at random.",
+        ),
+        Method(
+            "checkpoint",
+            prepare=_prepare_checkpoint,
+            theory=lambda block, run: accounting.checkpoint(block),
+            own_hooks=True,
+            note="checkpoint: torch.utils.checkpoint around every block. Saved are the blocks' inputs; the one block "
+            "that backward recomputes at a time shows in the peak alone.",
+        ),
+        Method(
+            "offload",
+            context=_offload_context,
+            own_hooks=True,
+            note="offload: torch.autograd.graph.save_on_cpu. Theory is what it moves to the host.",
         ),
     )
 }

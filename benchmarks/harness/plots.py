@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.errors import require
-from benchmarks.harness.report import group_rows
+from benchmarks.harness.rows import group_rows, label
 
 FILE = "accuracy.png"
 
@@ -26,30 +26,30 @@ def plot_accuracy(records: Sequence[dict[str, Any]], folder: Path) -> Path:
     """
     require("matplotlib").use("Agg")
     plt = require("matplotlib.pyplot")
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for (method, sketch, rate, center), group in group_rows(records).items():
+    rows = group_rows(records)
+    figure, axes = plt.subplots(figsize=(9, 5 + 0.1 * len(rows)), layout="constrained")
+    for row, group in rows.items():
         epochs = group[0]["curves"]["epochs"]
         curves = 100 * np.array([record["curves"]["test"] for record in group], dtype=float)  # [runs, evaluations]
         mean = curves.mean(axis=0)
-        parts = (method, sketch, rate, "uncentred" if center is False else None)
-        label = " ".join(str(part) for part in parts if part is not None)
         marker = "o" if len(epochs) == 1 else None
         (line,) = axes.plot(
             epochs,
             mean,
             marker=marker,
             linewidth=1.5,
-            label=f"{label}, {len(group)} run{'s' if len(group) > 1 else ''}",
+            label=f"{label(row)}, {len(group)} run{'s' if len(group) > 1 else ''}",
         )
         if len(group) > 1:
             spread = curves.std(axis=0, ddof=1)
-            axes.fill_between(epochs, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, linewidth=0)
+            axes.fill_between(epochs, mean - spread, mean + spread, color=line.get_color(), alpha=0.15, linewidth=0)
     config = records[0]["config"]
     axes.set_title(f"{records[0]['dataset']['title']}: GCN2, {config['layers']} layers of {config['hidden']}")
     axes.set_xlabel("epoch")
     axes.set_ylabel("test accuracy [%]")
     axes.grid(alpha=0.3)
-    axes.legend(title="mean, band: 1 standard deviation", loc="lower right")
+    title = "mean, band: 1 standard deviation"
+    figure.legend(title=title, loc="outside lower center", ncols=1 if len(rows) < 4 else 2, fontsize="small")
     figure.savefig(folder / FILE, dpi=150)
     plt.close(figure)
     return folder / FILE

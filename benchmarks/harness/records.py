@@ -10,13 +10,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.config import RunConfig
+from benchmarks.harness import accounting
+from benchmarks.harness.accounting import Block
 from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.methods import METHODS
+from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.train import TrainResult
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "records.jsonl"
 
 
@@ -27,7 +29,11 @@ def make_record(
     results = asdict(result)
     curves = {name: results.pop(name) for name in ("loss", "epochs", "valid", "test")}
     saved = results.pop("saved")
-    results |= {"saved_convolutions_bytes": saved["convolutions"], "saved_total_bytes": saved["total"]}
+    results |= {
+        "saved_convolutions_bytes": saved["convolutions"],
+        "saved_total_bytes": saved["total"],
+        "saved_host_bytes": saved["host"],
+    }
     return {
         "schema": SCHEMA,
         "key": run.key,
@@ -44,11 +50,19 @@ def make_record(
             "split": dataset.split_name,
         },
         "config": asdict(run),
+        "settings": run.settings,
         "method_config": METHODS[run.method].describe(run),
+        "theory": _theory(run),
         "environment": environment,
         "results": results,
         "curves": curves,
     }
+
+
+def _theory(run: RunConfig) -> dict[str, float]:
+    block = Block(run.hidden, run.layers, run.shared_weights, dropout=run.dropout > 0)
+    kept, stock = METHODS[run.method].theory(block, run), accounting.stock(block)
+    return {"bytes_per_node_layer": kept, "stock_bytes_per_node_layer": stock, "ratio": stock / kept}
 
 
 def append_record(folder: Path, record: dict[str, Any]) -> None:

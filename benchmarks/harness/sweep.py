@@ -7,12 +7,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import datasets, environment, plots
-from benchmarks.harness.config import RunConfig, Sweep
+from benchmarks.harness import datasets, environment
+from benchmarks.harness.config import Sweep
+from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.frontier import plot_frontier
 from benchmarks.harness.methods import METHODS
+from benchmarks.harness.plots import plot_accuracy
 from benchmarks.harness.records import FILE, append_record, make_record, read_records
 from benchmarks.harness.report import format_report
+from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.train import train
 
 INTERRUPTED = 130
@@ -66,11 +70,22 @@ def run_sweep(sweep: Sweep) -> int:
             record = make_record(run, dataset, where, result)
             append_record(out, record)
             done[run.key] = record
+        if sweep.ledger:
+            _write_ledgers(runs, on_device, out)
     except KeyboardInterrupt:
         print(f"\nInterrupted. Finished runs are kept; continue with --resume --out {out}", file=sys.stderr)
         code = INTERRUPTED
     _show(runs, done, out)
     return code
+
+
+def _write_ledgers(runs: list[RunConfig], dataset: NodeDataset, out: Path) -> None:
+    from benchmarks.harness.ledger import ledger_stem, write_ledger
+
+    for stem, run in {ledger_stem(run): run for run in reversed(runs)}.items():  # of a row's runs, the first
+        if not (out / f"{stem}.txt").exists():
+            write_ledger(run, dataset, out)
+            print(f"Wrote {stem}.txt, .json and .png in {out}", file=sys.stderr)
 
 
 def _show(runs: list[RunConfig], done: dict[str, dict], out: Path) -> None:
@@ -82,5 +97,5 @@ def _show(runs: list[RunConfig], done: dict[str, dict], out: Path) -> None:
     if len(records) < len(runs):
         text += f"- Incomplete: {len(records)} of {len(runs)} runs.\n"
     (out / "table.md").write_text(text)
-    picture = plots.plot_accuracy(records, out)
-    print(f"\n{text}\nWrote {FILE}, table.md and {picture.name} in {out}")
+    pictures = [draw(records, out).name for draw in (plot_accuracy, plot_frontier)]
+    print(f"\n{text}\nWrote {', '.join([FILE, 'table.md', *pictures])} in {out}")

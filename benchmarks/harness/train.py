@@ -6,17 +6,35 @@ import copy
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.harness.config import RunConfig
 from benchmarks.harness.datasets.base import NodeDataset, Split
-from benchmarks.harness.measure import PeakMemory, SavedBytes, measure_saved_bytes, stopwatch
+from benchmarks.harness.live_bytes import LiveBytes
+from benchmarks.harness.measure import PeakMemory, measure_saved_bytes, stopwatch
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.model import GCN2, robust_loss
+from benchmarks.harness.run_config import RunConfig
+
+
+@dataclass(frozen=True)
+class KeptBytes:
+    """What one step keeps between forward and backward.
+
+    Attributes:
+        convolutions: Bytes given to autograd inside convolutions, each storage where it is first kept; None where the
+            method's own saved-tensor hooks hide them.
+        total: Bytes on the run's device that live when forward is over and only the loss is held.
+        host: The same on the host; None for runs on CPU, where it is one memory.
+    """
+
+    convolutions: int | None
+    total: int
+    host: int | None
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,7 @@ class TrainResult:
         valid_accuracy: There, in [0, 1].
         test_accuracy: There, in [0, 1].
         num_parameters: Trained numbers.
-        saved: Bytes kept for backward by one step.
+        saved: Bytes kept for backward by one step; parameters and data not counted.
         peak_bytes: Peak memory, or None where it cannot be had.
         peak_definition: What `peak_bytes` counts.
         epoch_s: Median seconds of a training step: forward, backward, optimiser; without evaluation.
@@ -43,7 +61,7 @@ class TrainResult:
     valid_accuracy: float
     test_accuracy: float
     num_parameters: int
-    saved: SavedBytes
+    saved: KeptBytes
     peak_bytes: int | None
     peak_definition: str
     epoch_s: float
@@ -71,6 +89,18 @@ def build_model(run: RunConfig, in_channels: int, out_channels: int) -> nn.Modul
     return METHODS[run.method].prepare(model, run)
 
 
+def training_loss(run: RunConfig, dataset: NodeDataset, split: Split) -> Callable[[nn.Module], Tensor]:
+    """The forward pass of a training step by the run's method: takes the model, returns the loss."""
+    context = METHODS[run.method].context
+
+    def loss_of(model: nn.Module) -> Tensor:
+        model.train()
+        with context(run):
+            return robust_loss(model(dataset.x, dataset.adjacency)[split.train], dataset.y[split.train])
+
+    return loss_of
+
+
 def train(run: RunConfig, dataset: NodeDataset, *, position: str = "", quiet: bool = False) -> TrainResult:
     """Train once.
 
@@ -88,12 +118,9 @@ def train(run: RunConfig, dataset: NodeDataset, *, position: str = "", quiet: bo
     split = dataset.split_for(run.seed).to(device)
     model = build_model(run, dataset.x.shape[1], dataset.num_classes).to(device)
 
-    def loss_of(network: nn.Module) -> Tensor:
-        network.train()
-        return robust_loss(network(dataset.x, dataset.adjacency)[split.train], dataset.y[split.train])
-
+    loss_of = training_loss(run, dataset, split)
     data = (dataset.x, dataset.y, dataset.adjacency, split.train)
-    saved = _saved_bytes(model, loss_of, data)
+    saved = _kept_bytes(model, loss_of, data, run)
     peak = PeakMemory(device)
     peak.start()
     torch.manual_seed(run.seed)  # the measurement and the converter may have drawn numbers
@@ -146,10 +173,27 @@ def train(run: RunConfig, dataset: NodeDataset, *, position: str = "", quiet: bo
     )
 
 
-def _saved_bytes(model: nn.Module, loss_of: object, data: tuple[Tensor, ...]) -> SavedBytes:
+def _kept_bytes(
+    model: nn.Module, loss_of: Callable[[nn.Module], Tensor], data: tuple[Tensor, ...], run: RunConfig
+) -> KeptBytes:
     # On a copy: a step changes running statistics and gradients, and the measured run must start untouched.
     probe = copy.deepcopy(model)
-    return measure_saved_bytes(probe, lambda: loss_of(probe), data)  # type: ignore[operator]
+    live = LiveBytes()
+    device = torch.device(run.device).type
+    alive: dict[str, int] = {}
+
+    def forward() -> Tensor:
+        with live:
+            loss = loss_of(probe)
+        alive.update({kind: live.read(kind, loss) for kind in {device, "cpu"}})
+        return loss
+
+    by_hooks = measure_saved_bytes(probe, forward, data)
+    return KeptBytes(
+        convolutions=None if METHODS[run.method].own_hooks else by_hooks.convolutions,
+        total=alive[device],
+        host=None if device == "cpu" else alive["cpu"],
+    )
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import socket
 from collections.abc import Callable
@@ -11,11 +12,22 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.harness.config import RunConfig, Sweep, resolve
+from benchmarks.harness.config import Sweep, resolve
 from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.propagation import normalized_adjacency
+from benchmarks.harness.run_config import RunConfig
 
 NUM_NODES = 60
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True, scope="package")
+def quick_collections():
+    """Every measured run collects garbage; what was imported before need not be searched each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +103,40 @@ def ogb_root(tmp_path: Path) -> Path:
             np.savetxt(file, table, delimiter=",", fmt="%d" if table.dtype.kind == "i" else "%.3f")
     (folder / "RELEASE_v1.txt").write_text("")
     return tmp_path / "root"
+
+
+def record(method: str, seed: int, accuracy: float, saved: int = 8 * MIB, **changes: object) -> dict:
+    """One finished run, as `records.jsonl` would give it back."""
+    sketch, rate, settings = ("count_sketch", 0.1, "count_sketch 0.1 fp32") if method == "rmm" else (None, None, "")
+    config = {
+        "method": method, "sketch": sketch, "rate": rate, "seed": seed, "layers": 2, "hidden": 8, "epochs": 3,
+        "device": "cpu", "bn_momentum": 0.1,
+    }  # fmt: skip
+    made = {
+        "features_are_stand_ins": False,
+        "dataset": {
+            "title": "tiny", "num_nodes": 1000, "num_edges": 2000, "num_features": 5, "num_classes": 3,
+            "split": "the published split",
+        },
+        "config": config,
+        "settings": settings,
+        "theory": {"bytes_per_node_layer": 100 if sketch else 136, "stock_bytes_per_node_layer": 136},
+        "environment": {
+            "device": "a processor", "threads": 2, "git_sha": "0123456789abcdef", "git_dirty": False,
+            "packages": {"torch": "2", "torch-geometric": "3"},
+        },
+        "results": {
+            "test_accuracy": accuracy, "saved_convolutions_bytes": saved, "saved_total_bytes": 2 * saved,
+            "saved_host_bytes": None, "peak_bytes": 4 * saved, "peak_definition": "what is counted", "epoch_s": 0.25,
+        },
+        "curves": {"epochs": [1, 2, 3], "test": [0.1, 0.2, accuracy]},
+    }  # fmt: skip
+    return made | changes
+
+
+@pytest.fixture
+def records() -> list[dict]:
+    return [
+        record("baseline", 0, 0.70), record("rmm", 0, 0.69, 2 * MIB), record("baseline", 1, 0.72),
+        record("rmm", 1, 0.72, 2 * MIB), record("baseline", 2, 0.71), record("rmm", 2, 0.73, 2 * MIB),
+    ]  # fmt: skip

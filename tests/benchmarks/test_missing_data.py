@@ -81,11 +81,16 @@ def test_a_download_arrives_whole(tmp_path: Path):
         (["--device", "toaster"], "'device' must be auto"),
         (["--device", "cuda:99"], "'device' must exist"),
         (["--rate", "0.1", "0.1"], "'rate' must name different values"),
+        (["--codec", "int8", "int8"], "'codec' must name different values"),
+        (["--method", "rmm", "--codec", "int3"], "'codec' must be .*int8"),
+        (["--method", "rmm-lean", "--norm-codec", "none"], "'norm_codec' must be .*int2"),
+        (["--method", "rmm-lean", "--x0-codec", "int4:rows=3"], "'x0_codec' must have settings"),
+        (["--method", "exact", "--rate", "0"], r"'rate' must be in \(0, 1\]"),
     ],
 )
 def test_a_bad_argument_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert main(["--method", "baseline", *arguments]) == 2
+    assert main([*([] if "--method" in arguments else ["--method", "baseline"]), *arguments]) == 2
     assert list(tmp_path.iterdir()) == []
     captured = capsys.readouterr()
     assert re.search(message, captured.err), captured.err

@@ -77,3 +77,28 @@ def test_running_statistics_are_those_of_the_last_batch_at_momentum_one(make_run
     for _ in range(2):
         model(tiny.x, tiny.adjacency)
     torch.testing.assert_close(model.norms[0].running_mean, seen[-1].mean(0))
+
+
+def test_checkpointing_changes_no_value(tiny):
+    """Dropout replays, and the running statistics move once a step, although every block runs twice."""
+    models = []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        model = GCN2(5, 8, 3, num_layers=3, dropout=0.5)
+        model.checkpoint = checkpoint
+        for _ in range(2):
+            robust_loss(model(tiny.x, tiny.adjacency), tiny.y).backward()
+        models.append(model)
+    stock, checkpointed = models
+    state = checkpointed.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in stock.state_dict().items())
+    for (name, parameter), other in zip(stock.named_parameters(), checkpointed.parameters(), strict=True):
+        assert torch.equal(parameter.grad, other.grad), name
+    assert checkpointed.norms[0].momentum == 0.1
+
+
+def test_evaluation_checkpoints_nothing(tiny, monkeypatch):
+    monkeypatch.setattr("benchmarks.harness.model.checkpoint", None)
+    model = GCN2(5, 8, 3, num_layers=1).eval()
+    model.checkpoint = True
+    assert model(tiny.x, tiny.adjacency).isfinite().all()

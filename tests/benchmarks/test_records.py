@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.records import FILE, append_record, make_record, read_records
+from benchmarks.harness.records import FILE, SCHEMA, append_record, make_record, read_records
 from benchmarks.harness.train import train
 
 
@@ -18,19 +18,23 @@ def test_a_record_holds_everything_needed_to_judge_it(make_run, tiny):
     run = make_run()
     record = make_record(run, tiny, environment.describe(torch.device("cpu")), train(run, tiny, quiet=True))
     record = json.loads(json.dumps(record))
-    assert record["schema"] == 1 and record["key"] == run.key and record["features_are_stand_ins"] is False
+    assert record["schema"] == SCHEMA == 2 and record["key"] == run.key and record["features_are_stand_ins"] is False
     assert record["config"]["layers"] == 2 and record["method_config"] is None
     assert record["environment"]["packages"]["torch"] == torch.__version__
+    assert record["settings"] == ""
+    assert record["theory"] == {"bytes_per_node_layer": 136, "stock_bytes_per_node_layer": 136, "ratio": 1}  # 17 x 8
     assert {"device", "cpu", "git_sha", "python"} <= record["environment"].keys()
     assert {len(record["curves"][name]) for name in ("loss", "epochs", "valid", "test")} == {4}
     for name in ("saved_convolutions_bytes", "saved_total_bytes", "peak_bytes", "epoch_s", "test_accuracy"):
-        assert name in record["results"]
+        assert record["results"][name] is not None
+    assert record["results"]["saved_host_bytes"] is None  # on CPU there is one memory
 
 
 def test_the_method_s_own_configuration_is_recorded(make_run, tiny):
     run = make_run(method=("rmm",), rate=(0.5,))
     record = make_record(run, tiny, {}, train(run, tiny, quiet=True))
-    assert record["method_config"]["rate"] == 0.5
+    assert record["method_config"]["rate"] == 0.5 and record["settings"] == "count_sketch 0.5 fp32"
+    assert record["theory"]["ratio"] > 1
     assert "count_sketch" in json.dumps(record["method_config"]["sketch"])
 
 
@@ -38,33 +42,34 @@ def test_append_and_read(tmp_path):
     folder = tmp_path / "a" / "b"
     assert read_records(folder) == []
     for key in "xyz":
-        append_record(folder, {"schema": 1, "key": key})
+        append_record(folder, {"schema": 2, "key": key})
     assert [record["key"] for record in read_records(folder)] == ["x", "y", "z"]
 
 
 def test_a_torn_last_line_is_passed_over_and_then_cut_off(tmp_path):
-    append_record(tmp_path, {"schema": 1, "key": "x"})
+    append_record(tmp_path, {"schema": 2, "key": "x"})
     with open(tmp_path / FILE, "a") as file:
-        file.write('{"schema": 1, "key": "y", "curv')
+        file.write('{"schema": 2, "key": "y", "curv')
     assert [record["key"] for record in read_records(tmp_path)] == ["x"]
-    append_record(tmp_path, {"schema": 1, "key": "z"})
+    append_record(tmp_path, {"schema": 2, "key": "z"})
     assert [record["key"] for record in read_records(tmp_path)] == ["x", "z"]
 
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
-    (tmp_path / FILE).write_text('{"schema": 1}\nnonsense\n{"schema": 1}\n')
+    (tmp_path / FILE).write_text('{"schema": 2}\nnonsense\n{"schema": 2}\n')
     with pytest.raises(BenchmarkError, match="damaged at line 2"):
         read_records(tmp_path)
 
 
-def test_another_schema_is_an_error(tmp_path):
-    append_record(tmp_path, {"schema": 99})
-    with pytest.raises(BenchmarkError, match=r"must have schema 1 \(got 99"):
+@pytest.mark.parametrize("schema", [1, 99])
+def test_another_schema_is_an_error(tmp_path, schema):
+    append_record(tmp_path, {"schema": schema})
+    with pytest.raises(BenchmarkError, match=rf"must have schema 2 \(got {schema}"):
         read_records(tmp_path)
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
-    append_record(tmp_path, {"schema": 1, "loss": [1.0, float("nan"), float("inf")]})
+    append_record(tmp_path, {"schema": 2, "loss": [1.0, float("nan"), float("inf")]})
     assert read_records(tmp_path)[0]["loss"] == [1.0, None, None]
 
 

@@ -8,49 +8,10 @@ import math
 import pytest
 
 from benchmarks.harness.plots import plot_accuracy
-from benchmarks.harness.report import format_report, group_rows, paired_difference
+from benchmarks.harness.report import format_report
+from benchmarks.harness.rows import group_rows, paired_difference
 
 MIB = 2**20
-
-
-def record(method: str, seed: int, accuracy: float, saved: int = 8 * MIB, **changes: object) -> dict:
-    sketch = ("count_sketch", 0.1, True, "fp32") if method == "rmm" else (None,) * 4
-    config = dict(zip(("sketch", "rate", "center", "codec"), sketch, strict=True))
-    config |= {
-        "method": method,
-        "seed": seed,
-        "layers": 2,
-        "hidden": 8,
-        "epochs": 3,
-        "device": "cpu",
-        "bn_momentum": 0.1,
-    }
-    made = {
-        "features_are_stand_ins": False,
-        "dataset": {
-            "title": "tiny", "num_nodes": 1000, "num_edges": 2000, "num_features": 5, "num_classes": 3,
-            "split": "the published split",
-        },
-        "config": config,
-        "environment": {
-            "device": "a processor", "threads": 2, "git_sha": "0123456789abcdef", "git_dirty": False,
-            "packages": {"torch": "2", "torch-geometric": "3"},
-        },
-        "results": {
-            "test_accuracy": accuracy, "saved_convolutions_bytes": saved, "saved_total_bytes": 2 * saved,
-            "peak_bytes": 4 * saved, "peak_definition": "what is counted", "epoch_s": 0.25,
-        },
-        "curves": {"epochs": [1, 2, 3], "test": [0.1, 0.2, accuracy]},
-    }  # fmt: skip
-    return made | changes
-
-
-@pytest.fixture
-def records() -> list[dict]:
-    return [
-        record("baseline", 0, 0.70), record("rmm", 0, 0.69, 2 * MIB), record("baseline", 1, 0.72),
-        record("rmm", 1, 0.72, 2 * MIB), record("baseline", 2, 0.71), record("rmm", 2, 0.73, 2 * MIB),
-    ]  # fmt: skip
 
 
 def cells(text: str, method: str) -> list[str]:
@@ -60,14 +21,31 @@ def cells(text: str, method: str) -> list[str]:
 
 def test_rows(records):
     text = format_report(records)
-    assert cells(text, "baseline") == ["baseline", "-", "-", "-", "8", "16", "32", "0.25", "71.00 +- 1.00 (n=3)", "-"]
+    assert cells(text, "baseline") == ["baseline", "-", "8", "16", "136", "32", "0.25", "71.00 +- 1.00 (n=3)", "-"]
     # Differences -1, 0, +2: mean 1/3, standard deviation sqrt(7/3), t(2) = 4.3027.
     half = 4.302653 * math.sqrt(7 / 3) / math.sqrt(3)
     interval = f"+0.33 [{1 / 3 - half:+.2f}, {1 / 3 + half:+.2f}]"
     assert cells(text, "rmm") == [
-        "rmm", "count_sketch", "0.1", "yes", "2 (4.00x less)", "4 (4.00x less)", "8 (4.00x less)", "0.25",
-        "71.33 +- 2.08 (n=3)", interval,
+        "rmm", "count_sketch 0.1 fp32", "2 (4.00x less)", "4 (4.00x less)", "100 (1.36x less)", "8 (4.00x less)",
+        "0.25 (1.00x)", "71.33 +- 2.08 (n=3)", interval,
     ]  # fmt: skip
+
+
+def test_time_is_compared_with_the_baseline(records):
+    for entry in records[::2]:
+        entry["results"]["epoch_s"] = 0.2
+    assert cells(format_report(records), "rmm")[6] == "0.25 (1.25x)"
+    assert cells(format_report(records[1::2]), "rmm")[2:7] == ["2", "4", "100 (1.36x less)", "8", "0.25"]
+
+
+def test_what_only_the_host_keeps_is_said(records):
+    for entry in records[1::2]:
+        entry["config"]["method"] = "offload"
+        entry["results"] |= {"saved_convolutions_bytes": None, "saved_total_bytes": 0, "saved_host_bytes": 5 * MIB}
+    assert cells(format_report(records), "offload")[2:4] == ["n/a", "0 + 5 on the host"]
+    for entry in records[1::2]:
+        entry["results"] |= {"saved_total_bytes": 16 * MIB, "saved_host_bytes": 100}
+    assert cells(format_report(records), "offload")[3] == "16 (the same)"
 
 
 def test_pairs_are_matched_by_seed(records):
@@ -82,15 +60,20 @@ def test_pairs_are_matched_by_seed(records):
 
 def test_one_run_has_no_spread_and_no_interval(records):
     text = format_report(records[:2])
-    assert cells(text, "baseline")[8] == "70.00 (n=1)"
-    assert cells(text, "rmm")[9] == "-1.00"
+    assert cells(text, "baseline")[7] == "70.00 (n=1)"
+    assert cells(text, "rmm")[8] == "-1.00"
 
 
 def test_the_notes_say_what_was_measured(records):
     text = format_report(records)
     assert text.startswith("**tiny** (1,000 nodes")
-    for words in ("fp32 mask", "what is counted", "a processor", "0123456789ab", "centred", "published split"):
+    for words in (
+        "fp32 mask", "what is counted", "a processor", "0123456789ab", "centred", "published split", "stock PyG's 136",
+        "rmm: randomised", "share of the rows",
+    ):  # fmt: skip
         assert words in text
+    assert "exact:" not in text and "offload" not in text
+    assert "centred" not in format_report(records[::2]) and "Rates" not in format_report(records[::2])
     gpu = copy.deepcopy(records)
     gpu[0]["config"]["device"] = "cuda"
     assert "fp32 mask" not in format_report(gpu)
@@ -99,7 +82,7 @@ def test_the_notes_say_what_was_measured(records):
 def test_missing_peak_memory_is_not_invented(records):
     for entry in records:
         entry["results"]["peak_bytes"] = None
-    assert cells(format_report(records), "rmm")[6] == "n/a"
+    assert cells(format_report(records), "rmm")[5] == "n/a"
 
 
 def test_large_runs_are_in_gib(records):
@@ -112,20 +95,30 @@ def test_stand_ins_are_said(records):
     assert "not comparable with published" in format_report(records)
 
 
+def test_a_method_s_own_note_is_there_with_it(records):
+    for entry in records[1::2]:
+        entry["config"]["method"] = "offload"
+    assert "On CPU offload moves nothing" in format_report(records)
+    for entry in records:
+        entry["config"]["device"] = "cuda"
+    text = format_report(records)
+    assert "On CPU" not in text and "save_on_cpu" in text
+
+
 def test_groups_keep_the_order_of_the_sweep(records):
     uncentred = copy.deepcopy(records[1])
-    uncentred["config"]["center"] = False
+    uncentred["settings"] += " uncentred"
     assert list(group_rows([*records, uncentred])) == [
-        ("baseline", None, None, None),
-        ("rmm", "count_sketch", 0.1, True),
-        ("rmm", "count_sketch", 0.1, False),
+        ("baseline", ""),
+        ("rmm", "count_sketch 0.1 fp32"),
+        ("rmm", "count_sketch 0.1 fp32 uncentred"),
     ]
 
 
 def test_more_than_the_baseline_is_said_to_be_more(records):
     records[0]["results"]["peak_bytes"] = records[1]["results"]["peak_bytes"] // 2
     text = format_report(records[:2])
-    assert cells(text, "rmm")[6] == "8 (2.00x more)"
+    assert cells(text, "rmm")[5] == "8 (2.00x more)"
 
 
 @pytest.mark.parametrize("count", [1, 6])

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.harness import sweep as sweep_module
 from benchmarks.harness.config import resolve
+from benchmarks.harness.methods import METHODS
 from benchmarks.harness.train import train
 from benchmarks.ogbn_arxiv import main
 
@@ -27,16 +28,31 @@ def test_smoke_as_a_command(tmp_path: Path):
     command = [sys.executable, "benchmarks/ogbn_arxiv.py", "--smoke", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "| baseline |" in done.stdout and "| rmm " in done.stdout and "count_sketch" in done.stdout
-    assert sorted(path.name for path in out.iterdir()) == ["accuracy.png", "records.jsonl", "table.md"]
-    assert len(keys(out)) == 4
-    assert "[1/4] baseline seed 0" in done.stderr and "loss=" in done.stderr and "valid=" in done.stderr
+    for method in METHODS:
+        assert f"| {method} " in done.stdout
+    assert "count_sketch 0.1 fp32, norm int2, x0 fp32" in done.stdout and "0.1 of features int2" in done.stdout
+    assert sorted(path.name for path in out.iterdir()) == ["accuracy.png", "frontier.png", "records.jsonl", "table.md"]
+    assert len(keys(out)) == 12
+    assert "[1/12] baseline seed 0" in done.stderr and "loss=" in done.stderr and "valid=" in done.stderr
 
 
 def test_help_as_a_command_from_elsewhere(tmp_path: Path):
     command = [sys.executable, str(ROOT / "benchmarks" / "ogbn_arxiv.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    for flag in ("--method", "--sketch", "--rate", "--center", "--shared-weights", "--eval-every", "--resume"):
+    for flag in (
+        "--method",
+        "--sketch",
+        "--rate",
+        "--center",
+        "--shared-weights",
+        "--eval-every",
+        "--resume",
+        "--codec",
+        "--norm-codec",
+        "--x0-codec",
+        "--exact-bits",
+        "--ledger",
+    ):
         assert flag in done.stdout
     assert "(default: 256)" in done.stdout
 
@@ -115,9 +131,37 @@ def test_rows_and_seeds_of_a_sweep():
     runs = resolve(given).expand("fingerprint", "cpu")
     assert [run.seed for run in runs] == [0] * 5 + [1] * 5  # complete pairs first
     assert [run.label for run in runs[:5]] == [
-        "baseline", "rmm count_sketch 0.1", "rmm count_sketch 0.5", "rmm gaussian 0.1", "rmm gaussian 0.5",
+        "baseline", "rmm count_sketch 0.1 fp32", "rmm count_sketch 0.5 fp32", "rmm gaussian 0.1 fp32",
+        "rmm gaussian 0.5 fp32",
     ]  # fmt: skip
     assert len({run.key for run in runs}) == 10
+
+
+def test_a_method_gets_the_settings_it_has():
+    given = {
+        "method": tuple(METHODS), "rate": (0.125,), "center": ("on", "off"), "codec": ("int8",), "x0_codec": ("int4",),
+        "exact_bits": (1, 2), "runs": 1,
+    }  # fmt: skip
+    runs = resolve(given).expand("", "cpu")
+    assert [run.label for run in runs] == [
+        "baseline",
+        "rmm count_sketch 0.125 int8",
+        "rmm count_sketch 0.125 int8 uncentred",
+        "rmm-lean count_sketch 0.125 int8, norm int2, x0 int4",
+        "rmm-lean count_sketch 0.125 int8 uncentred, norm int2, x0 int4",
+        "exact 0.125 of features int1",
+        "exact 0.125 of features int2",
+        "checkpoint",
+        "offload",
+    ]
+    by_method = {run.method: run for run in runs}
+    assert by_method["rmm"].norm_codec is by_method["rmm"].x0_codec is by_method["rmm"].exact_bits is None
+    assert by_method["exact"].codec is by_method["exact"].sketch is by_method["offload"].rate is None
+
+
+def test_by_default_the_cheap_methods_run():
+    assert resolve({}).method == ("baseline", "rmm", "rmm-lean", "exact")
+    assert resolve({"smoke": True}).method == tuple(METHODS)
 
 
 def test_presets_yield_to_what_is_given():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def test_the_same_run_replays(make_run, tiny):
 
 def test_measuring_saved_bytes_leaves_the_run_alone(make_run, tiny, monkeypatch):
     expected = train(make_run(), tiny, quiet=True)
-    monkeypatch.setattr("benchmarks.harness.train._saved_bytes", lambda *args: expected.saved)
+    monkeypatch.setattr("benchmarks.harness.train._kept_bytes", lambda *args: expected.saved)
     assert train(make_run(), tiny, quiet=True).loss == expected.loss
 
 
@@ -71,6 +73,51 @@ def test_a_method_is_one_entry(make_run, tiny, monkeypatch):
 
     monkeypatch.setitem(METHODS, "halved", Method("halved", prepare=halve))
     assert train(make_run(method=("halved",)), tiny, quiet=True).loss
+
+
+def test_a_context_is_in_force_in_the_forward_pass_of_training_alone(make_run, tiny, monkeypatch):
+    inside = []
+    seen = []
+
+    @contextlib.contextmanager
+    def context(run):
+        inside.append(run.method)
+        yield
+        inside.pop()
+
+    def prepare(model, run):
+        model.register_forward_hook(lambda module, args, output: seen.append((module.training, len(inside))))
+        model.lin_in.weight.register_hook(lambda grad: seen.append(("backward", len(inside))))
+        return model
+
+    monkeypatch.setitem(METHODS, "watched", Method("watched", prepare=prepare, context=context))
+    train(make_run(method=("watched",), epochs=1), tiny, quiet=True)
+    # The copy that is measured has no hook on its weight; then one step, and one evaluation.
+    assert seen == [(True, 1), (True, 1), ("backward", 0), (False, 0)]
+
+
+@pytest.mark.parametrize("method", ["checkpoint", "offload"])
+def test_what_is_not_an_estimate_trains_as_the_baseline(make_run, tiny, method: str):
+    expected, result = (train(make_run(method=(name,), dropout=0.5), tiny, quiet=True) for name in ("baseline", method))
+    assert (result.loss, result.valid, result.test) == (expected.loss, expected.valid, expected.test)
+    assert result.saved.convolutions is None  # their hooks hide which layer keeps what
+    assert (result.saved.total < expected.saved.total) == (method == "checkpoint")  # on CPU offload moves nothing
+
+
+def test_only_a_run_on_another_device_has_a_host(make_run, tiny):
+    assert train(make_run(epochs=1), tiny, quiet=True).saved.host is None
+
+
+def test_lean_and_exact_keep_less_than_products_only(make_run, tiny):
+    names = ("baseline", "rmm", "rmm-lean", "exact")
+    kept = [train(make_run(method=(name,), epochs=1), tiny, quiet=True).saved.total for name in names]
+    assert kept[0] > kept[1] > max(kept[2:])
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.5])
+def test_a_share_of_features_is_a_share(make_run, rate: float):
+    with pytest.raises(ValueError, match=r"'rate' must be in \(0, 1\] \(got .*share of features"):
+        METHODS["exact"].check(make_run(method=("exact",), rate=(rate,)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""What a row keeps, tensor by tensor: the package's memory report of one training step."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness.datasets.base import NodeDataset
+from benchmarks.harness.methods import METHODS
+from benchmarks.harness.model import robust_loss
+from benchmarks.harness.run_config import RunConfig
+from benchmarks.harness.train import build_model
+
+
+class _InContext(nn.Module):
+    """A model whose forward pass alone runs under the method's context."""
+
+    def __init__(self, model: nn.Module, run: RunConfig) -> None:
+        super().__init__()
+        self.model = model
+        self._run = run
+
+    def forward(self, *inputs: Any) -> Tensor:
+        with METHODS[self._run.method].context(self._run):
+            return self.model(*inputs)
+
+
+def ledger_stem(run: RunConfig) -> str:
+    """``ledger-`` and the row's label, with nothing in it that a file name should not have."""
+    return "ledger-" + re.sub(r"[^\w.]+", "-", run.label).strip("-")
+
+
+def write_ledger(run: RunConfig, dataset: NodeDataset, folder: Path) -> list[Path]:
+    """Measure one step of a freshly initialised model and write text, JSON and picture.
+
+    Args:
+        run: Any run of the row.
+        dataset: The data, on the run's device.
+        folder: Exists.
+
+    Returns:
+        The files written.
+    """
+    from rmm_gnn import memory_report
+
+    split = dataset.split_for(run.seed).to(run.device)
+    model = build_model(run, dataset.x.shape[1], dataset.num_classes).to(torch.device(run.device)).train()
+
+    def loss_of(logits: Tensor) -> Tensor:
+        return robust_loss(logits[split.train], dataset.y[split.train])
+
+    report = memory_report(_InContext(model, run), dataset.x, dataset.adjacency, loss_fn=loss_of)
+    paths = [folder / f"{ledger_stem(run)}{suffix}" for suffix in (".txt", ".json", ".png")]
+    paths[0].write_text(f"{report}\n")
+    paths[1].write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    report.plot(paths[2])
+    return paths

@@ -1,0 +1,66 @@
+"""What one run is: all that decides it, resolved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides one training run, resolved: two runs with equal fields may replace each other.
+
+    ``sketch`` to ``exact_bits`` are None where the method has no such setting.  ``rate`` is a share of rows for methods
+    that sketch and a share of features for EXACT.
+    """
+
+    dataset: str
+    data_fingerprint: str
+    method: str
+    sketch: str | None
+    rate: float | None
+    center: bool | None
+    codec: str | None
+    norm_codec: str | None
+    x0_codec: str | None
+    exact_bits: int | None
+    seed: int
+    epochs: int
+    eval_every: int
+    layers: int
+    hidden: int
+    alpha: float
+    theta: float | None
+    shared_weights: bool
+    dropout: float
+    bn_momentum: float
+    lr: float
+    weight_decay: float
+    clip: float
+    device: str
+    threads: int | None
+
+    @property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits that identify the run in ``records.jsonl``."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def settings(self) -> str:
+        """The method's settings, such as ``count_sketch 0.1 int8, norm int2, x0 int4``; empty where it has none."""
+        first = [self.sketch, None if self.rate is None else f"{self.rate:g}", self.codec]
+        if self.exact_bits is not None:
+            first += ["of features", f"int{self.exact_bits}"]
+        if self.center is False:
+            first.append("uncentred")
+        parts = [" ".join(part for part in first if part is not None)]
+        parts += [f"norm {self.norm_codec}"] if self.norm_codec is not None else []
+        parts += [f"x0 {self.x0_codec}"] if self.x0_codec is not None else []
+        return ", ".join(parts)
+
+    @property
+    def label(self) -> str:
+        """Short name of the row this run belongs to: the method and its settings."""
+        return f"{self.method} {self.settings}".strip()
