@@ -15,6 +15,7 @@ SLACK = 8 * 2**20
 SCRIPT = """
 import json, sys
 import torch
+import rmm_gnn.functional as lean
 from rmm_gnn import RMMConfig, rmm_linear
 from rmm_gnn.compression import compress, weight_grad
 from tests.sketches.cases import CASES
@@ -44,18 +45,19 @@ for dtype in (torch.float32, torch.bfloat16):
     for name in names:
         config = config_of(CASES[name])
         small = compress(x[:2048], config, seed)  # loads what is loaded once
-        weight_grad(grad_output[:2048], small, config, seed, dtype=dtype)
+        weight_grad(grad_output[:2048], small, config, seed, num_columns=COLUMNS, dtype=dtype)
         kept, forward = rise(lambda: compress(x, config, seed))
-        _, backward = rise(lambda: weight_grad(grad_output, kept, config, seed, dtype=dtype))
+        _, backward = rise(lambda: weight_grad(grad_output, kept, config, seed, num_columns=COLUMNS, dtype=dtype))
         found[f"{name}-{dtype}"] = [forward, backward]
 # A sketch that is large itself, stored in few bits, and many more features in than out.
 wide = torch.randn(ROWS // 4, 256)
 narrow = torch.randn(ROWS // 4, 1)
-for name in ("count_sketch", "row_sampling", "norm_sampling"):
-    config = RMMConfig(rate=0.5, sketch=name, codec="bf16", workspace_bytes=WORKSPACE)
+for name in ("count_sketch int2", "count_sketch bf16", "row_sampling bf16", "norm_sampling bf16"):
+    name, codec = name.split()
+    config = RMMConfig(rate=0.5, sketch=name, codec=codec, workspace_bytes=WORKSPACE)
     kept, forward = rise(lambda: compress(wide, config, seed))
-    _, backward = rise(lambda: weight_grad(narrow, kept, config, seed, dtype=torch.float32))
-    found[f"{name}-wide"] = [forward - config.saved_bytes(*wide.shape), backward]
+    _, backward = rise(lambda: weight_grad(narrow, kept, config, seed, num_columns=256, dtype=torch.float32))
+    found[f"{name}-{codec}-wide"] = [forward - config.saved_bytes(*wide.shape), backward]
 
 # The whole operator: its output and what it keeps are not transient.
 weight = torch.randn(OUT, 256, requires_grad=True)
@@ -64,7 +66,31 @@ out, forward = rise(lambda: rmm_linear(wide, weight, config=config))
 grad_output = torch.randn(ROWS // 4, OUT)
 _, backward = rise(lambda: out.backward(grad_output))
 found["operator"] = [forward - config.saved_bytes(*wide.shape) - out.nbytes, backward]
-_, found["a centred copy"] = rise(lambda: compress(x.float() - x.float().mean(0), config, seed))
+
+# The lean operators: their output, what they keep and the gradient of x are not transient.
+for dtype in (torch.float32, torch.bfloat16):
+    x = torch.randn(ROWS, COLUMNS).to(dtype).requires_grad_()
+    gamma = torch.ones(COLUMNS, requires_grad=True)
+    buffers = torch.zeros(COLUMNS), torch.ones(COLUMNS)
+    operators = {
+        "relu": lambda x: lean.relu(x),
+        "leaky_relu": lambda x: lean.leaky_relu(x, 0.1),
+        "dropout": lambda x: lean.dropout(x, 0.3),
+        "relu_dropout": lambda x: lean.relu_dropout(x, 0.3),
+        "gelu": lambda x: lean.gelu(x),
+        "batch_norm": lambda x: lean.batch_norm(x, *buffers, gamma, gamma, True),
+        "layer_norm": lambda x: lean.layer_norm(x, (COLUMNS,), gamma.to(dtype), gamma.to(dtype)),
+    }
+    for name, operator in operators.items():
+        operator(x[:64]).sum().backward()
+        x.grad = None
+        out, forward = rise(lambda: operator(x))
+        grad_output = torch.randn(ROWS, COLUMNS).to(out.dtype)
+        _, backward = rise(lambda: out.backward(grad_output))
+        # What is kept is at most half a byte an entry and a few bytes a row.
+        found[f"{name}-{dtype}"] = [forward - out.nbytes - out.numel() // 2 - 8 * ROWS, backward - x.nbytes]
+        x.grad = out = None
+_, found["a centred copy"] = rise(lambda: compress(x.detach().float() - x.detach().float().mean(0), config, seed))
 print(json.dumps(found))
 """
 

@@ -98,23 +98,25 @@ def batch_norm_backward_op(
     dtype = accumulation_dtype(grad_output.dtype)
     inv_std, payload = kept[0], list(kept[1:])
     channels = (0, *range(2, grad_output.dim()))
-    sums = grad_output.sum(channels, dtype=dtype)
-    products = torch.zeros_like(sums)
+    sums, products = torch.zeros_like(inv_std), torch.zeros_like(inv_std)
     for start, stop, normalized in _tiles(payload, grad_output, dtype, get_codec(codec)):
-        products += (normalized * grad_output[start:stop]).sum(channels)
+        block = grad_output[start:stop].to(dtype)
+        sums += block.sum(channels)
+        if normalized is not None:
+            products += (normalized * block).sum(channels)
     if not needs_x:
         return grad_output.new_empty(0), products, sums
 
-    scale = inv_std if weight is None else inv_std * weight.to(dtype)
-    if not training:
-        return (grad_output * _per_channel(scale, grad_output)).to(grad_output.dtype), products, sums
+    scale = _per_channel(inv_std if weight is None else inv_std * weight.to(dtype), grad_output)
     count = grad_output.numel() // max(1, sums.numel())
-    grad_x = torch.empty_like(grad_output)
     mean_grad, mean_product = _per_channel(sums / count, grad_output), _per_channel(products / count, grad_output)
+    grad_x = torch.empty_like(grad_output)
     for start, stop, normalized in _tiles(payload, grad_output, dtype, get_codec(codec)):
-        block = torch.addcmul(mean_grad, normalized, mean_product)
-        torch.sub(grad_output[start:stop].to(dtype), block, out=block)
-        grad_x[start:stop] = block.mul_(_per_channel(scale, grad_output))
+        block = grad_output[start:stop].to(dtype)
+        if training:
+            assert normalized is not None
+            block = block - torch.addcmul(mean_grad, normalized, mean_product)
+        grad_x[start:stop] = block * scale
     return grad_x, products, sums
 
 
@@ -126,13 +128,16 @@ def _(
     return grad_x, torch.empty_like(kept[0]), torch.empty_like(kept[0])
 
 
-def _tiles(payload: list[Tensor], like: Tensor, dtype: torch.dtype, codec: Codec) -> Iterator[tuple[int, int, Tensor]]:
-    """Read the normalised input back, some rows at a time, in the shape of ``like``; nothing where it was not kept."""
-    if not payload or like.numel() == 0:
+def _tiles(
+    payload: list[Tensor], like: Tensor, dtype: torch.dtype, codec: Codec
+) -> Iterator[tuple[int, int, Tensor | None]]:
+    """Read the normalised input back, some rows at a time, in the shape of ``like``; None where it was not kept."""
+    if like.numel() == 0:
         return
     columns = like[0].numel()
     for start, stop in row_tiles(like.shape[0], columns, _TILE_BYTES, dtype.itemsize):
-        yield start, stop, codec.decode(payload, start, stop, columns, dtype).view(-1, *like.shape[1:])
+        rows = codec.decode(payload, start, stop, columns, dtype).view(-1, *like.shape[1:]) if payload else None
+        yield start, stop, rows
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:  # [C] -> [C, 1, ...]

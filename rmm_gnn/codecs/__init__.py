@@ -6,19 +6,15 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
-import torch
-
 from rmm_gnn._validation import check_choice
 from rmm_gnn.codecs.base import Codec, row_tiles
-from rmm_gnn.codecs.cast import CastCodec
+from rmm_gnn.codecs.cast import CAST_DTYPES, CastCodec
 from rmm_gnn.codecs.stochastic import StochasticCodec
 
-__all__ = ["CODECS", "CastCodec", "Codec", "StochasticCodec", "get_codec", "row_tiles"]
+__all__ = ["CAST_DTYPES", "CODECS", "CastCodec", "Codec", "StochasticCodec", "get_codec", "row_tiles"]
 
 CODECS: dict[str, Callable[..., Codec]] = {
-    "fp32": partial(CastCodec, "fp32", None),
-    "bf16": partial(CastCodec, "bf16", torch.bfloat16),
-    "fp16": partial(CastCodec, "fp16", torch.float16),
+    **{name: partial(CastCodec, name, dtype) for name, dtype in CAST_DTYPES.items()},
     "int8": partial(StochasticCodec, 8),
     "int4": partial(StochasticCodec, 4),
     "int2": partial(StochasticCodec, 2),

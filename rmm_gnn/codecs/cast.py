@@ -9,6 +9,9 @@ from torch import Tensor
 
 from rmm_gnn.codecs.base import Codec
 
+# Names in the registry; None keeps the type that comes.
+CAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class CastCodec(Codec):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from rmm_gnn._validation import check_seed
-from rmm_gnn.codecs import StochasticCodec, get_codec
+from rmm_gnn.codecs import CAST_DTYPES, Codec
 from rmm_gnn.seeding import draw_seed
 
 P = ParamSpec("P")
@@ -37,6 +37,11 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
+def spec_of(codec: str | Codec) -> str:
+    """What the operators take, which look the codec up: parsing a name here would be traced by ``torch.compile``."""
+    return codec.spec if isinstance(codec, Codec) else codec
+
+
 def rounding_seed(x: Tensor, codec: str, seed: Tensor | int | None) -> Tensor:
     """Return ``seed``, or a fresh one where the codec rounds at random.
 
@@ -45,9 +50,9 @@ def rounding_seed(x: Tensor, codec: str, seed: Tensor | int | None) -> Tensor:
     """
     if seed is not None:
         return check_seed(seed, x.device)
-    if isinstance(get_codec(codec), StochasticCodec):
-        return draw_seed(x)
-    return torch.zeros((), dtype=torch.int64, device=x.device)
+    if codec in CAST_DTYPES:
+        return torch.zeros((), dtype=torch.int64, device=x.device)
+    return draw_seed(x)
 
 
 def returned(x: Tensor, out: Tensor, inplace: bool) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 import rmm_gnn.autograd.activations
 import rmm_gnn.autograd.relu
 from rmm_gnn._validation import check_choice, check_floating
-from rmm_gnn.codecs import Codec, get_codec
-from rmm_gnn.functional._calling import needs_grad, overridable, returned, rounding_seed
+from rmm_gnn.codecs import Codec
+from rmm_gnn.functional._calling import needs_grad, overridable, returned, rounding_seed, spec_of
 
 
 @overridable
@@ -104,7 +104,7 @@ def elu(
 
 
 def _activation(x: Tensor, name: str, setting: float, codec: str | Codec, seed: Tensor | int | None) -> Tensor:
-    codec = get_codec(codec).spec
+    codec = spec_of(codec)
     seed = rounding_seed(x, codec, seed)
     if not needs_grad(x):
         return rmm_gnn.autograd.activations.ACTIVATIONS[name].function(x, setting)

@@ -11,9 +11,9 @@ import rmm_gnn.autograd.coded_linear
 import rmm_gnn.autograd.rmm_linear  # noqa: F401  (registers the operators)
 from rmm_gnn._validation import check_floating, check_linear_shapes, check_matrix, check_seed
 from rmm_gnn.autograd.shared_input_linear import SharedInputLinear
-from rmm_gnn.codecs import CastCodec, Codec, get_codec
+from rmm_gnn.codecs import CAST_DTYPES, Codec
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.functional._calling import as_autocast, autocast_dtype, overridable, rounding_seed
+from rmm_gnn.functional._calling import as_autocast, autocast_dtype, overridable, rounding_seed, spec_of
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sharing import KeptOnce
 
@@ -188,19 +188,16 @@ def shared_input_linear(
         ValueError: If ``codec`` is unknown.
         RuntimeError: In backward, if it is run with ``create_graph=True`` under autocast or with a codec.
     """
-    codec = get_codec(codec)
-    dtype = autocast_dtype(x)
-    if isinstance(codec, CastCodec) and codec.dtype in (None, x.dtype):
+    spec, dtype = spec_of(codec), autocast_dtype(x)
+    if CAST_DTYPES.get(spec, torch.uint8) in (None, x.dtype):
         if dtype is None or dtype == x.dtype == weight.dtype:
             return F.linear(x, weight)
         return SharedInputLinear.apply(x, weight, dtype)
-    drawn = rounding_seed(x, codec.spec, seed)
+    drawn = rounding_seed(x, spec, seed)
     if not (torch.is_grad_enabled() and weight.requires_grad) or x.numel() == 0:
         return F.linear(x, weight)
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    payload = _SHARED_CODES.get_or_make(
-        x, codec.spec, lambda: torch.ops.rmm_gnn.encode(rows.detach(), codec.spec, drawn)
-    )
+    payload = _SHARED_CODES.get_or_make(x, spec, lambda: torch.ops.rmm_gnn.encode(rows.detach(), spec, drawn))
     weight = weight if dtype is None else weight.to(dtype)
-    out = torch.ops.rmm_gnn.coded_linear(rows, weight, payload, codec.spec)
+    out = torch.ops.rmm_gnn.coded_linear(rows, weight, payload, spec)
     return out if x.dim() == 2 else out.reshape(*x.shape[:-1], weight.shape[0])

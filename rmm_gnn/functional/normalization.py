@@ -12,8 +12,8 @@ from torch import Tensor
 import rmm_gnn.autograd.batch_norm
 import rmm_gnn.autograd.layer_norm  # noqa: F401  (registers the operators)
 from rmm_gnn._validation import check_floating
-from rmm_gnn.codecs import Codec, get_codec
-from rmm_gnn.functional._calling import needs_grad, overridable, rounding_seed
+from rmm_gnn.codecs import Codec
+from rmm_gnn.functional._calling import needs_grad, overridable, rounding_seed, spec_of
 
 
 @overridable
@@ -62,7 +62,7 @@ def batch_norm(
         ValueError: If ``codec`` is unknown, or as torch raises it.
         RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
     """
-    codec = get_codec(codec).spec
+    codec = spec_of(codec)
     seed = rounding_seed(x, codec, seed)
     own_statistics = training or running_mean is None or running_var is None
     too_few = training and x.dim() >= 2 and x.numel() <= x.shape[1]
@@ -131,7 +131,7 @@ def layer_norm(
         ValueError: If ``codec`` is unknown.
         RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
     """
-    codec = get_codec(codec).spec
+    codec = spec_of(codec)
     seed = rounding_seed(x, codec, seed)
     shape = list(normalized_shape)
     if not needs_grad(x, weight, bias) or x.numel() == 0 or prod(shape) == 0:
