@@ -38,6 +38,15 @@ def check_share(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_probability(p: Any) -> float:
+    """Return ``p`` as a float if it is a number in [0, 1]."""
+    if isinstance(p, bool) or not isinstance(p, numbers.Real):
+        raise TypeError(f"'p' must be a number (got {type(p).__name__}). Give the share to drop, such as 0.1.")
+    if not 0.0 <= float(p) <= 1.0:
+        raise ValueError(f"'p' must lie in [0, 1] (got {p}). It is the share of entries to drop.")
+    return float(p)
+
+
 def check_positive_int(name: str, value: Any, *, optional: bool = False) -> int | None:
     """Return ``value`` as an int if it is a whole number of at least 1 (or None where ``optional``)."""
     if value is None and optional:

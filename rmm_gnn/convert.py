@@ -104,7 +104,8 @@ def convert_to_rmm(
         )
     check_bool("lean", lean)
     swaps = _ALL_SWAPS if lean else SWAPS
-    swappable = swaps.keys() | set(swaps.values())
+    # Lean modules take the new config too, as layers that keep sketches do.
+    swappable = swaps.keys() | _ORIGINALS
     # A layer that is shared goes by all of its names.
     named = list(model.named_modules(remove_duplicate=False))
     candidates = {name: module for name, module in named if type(module) in swappable}
@@ -120,7 +121,8 @@ def convert_to_rmm(
     if not selected:
         raise ValueError(
             f"'model' must have a layer to convert (got {len(candidates)} candidates, none selected). "
-            "Candidates are torch.nn.Linear, torch_geometric.nn.Linear and GCN2Conv, not their subclasses."
+            "Candidates are torch.nn.Linear, torch_geometric.nn.Linear and GCN2Conv, and with lean=True activations, "
+            "dropout and normalisation of torch.nn; not their subclasses."
         )
     for name in selected:
         _check_swappable(candidates[name], name)

@@ -9,13 +9,24 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+# Kept tensors that a backward pass has read, for as long as they live.
+_READ: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def mark_read(kept: list[Tensor]) -> None:
+    """Note in backward that these were read: a later forward pass must not find them."""
+    if not torch.compiler.is_compiling():
+        for tensor in kept:
+            _READ[tensor] = True
+
 
 class KeptOnce:
     """Finds what is being kept of a tensor already, under a key, so that it is not kept twice.
 
-    Nothing is held here.  An entry lasts as long as autograd keeps the tensors in it, that is until backward has used
-    them, and it is void once its tensor was changed in place: the next step makes, and rounds, anew, also where it
-    reads the very same tensor.  While ``torch.compile`` traces, nothing is remembered: every layer keeps its own.
+    Nothing is held here.  An entry lasts as long as autograd keeps the tensors in it; it is void once a backward pass
+    has read them (``mark_read``) or its tensor was changed in place.  So the next step makes, and rounds, anew, also
+    where it reads the very same tensor and somebody still holds the graph of the step before.  While ``torch.compile``
+    traces, nothing is remembered, and every layer keeps its own.
     """
 
     def __init__(self) -> None:
@@ -27,12 +38,12 @@ class KeptOnce:
         The result has to be given to an operator as an input and saved by it: an output that an operator saves is
         another object to autograd, and would not be found again.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or tensor.is_inference():
             return make()
         entries = self._entries.setdefault(tensor, {})
         version, references = entries.get(key, (None, []))
         found = [reference() for reference in references]
-        if version == tensor._version and all(kept is not None for kept in found):
+        if version == tensor._version and all(kept is not None and kept not in _READ for kept in found):
             return found
         made = make()
         entries[key] = tensor._version, [weakref.ref(kept) for kept in made]

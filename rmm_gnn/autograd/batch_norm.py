@@ -35,7 +35,6 @@ def batch_norm_op(
     bias: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    training: bool,
     momentum: float,
     eps: float,
     codec: str,
@@ -48,9 +47,7 @@ def batch_norm_op(
         [running_mean.clone(), running_var.clone()] if running_mean is not None and running_var is not None else []
     )
     new_mean, new_var = running or (None, None)
-    out, mean, inv_std = torch.native_batch_norm(x, weight, bias, new_mean, new_var, training, momentum, eps)
-    if not training:
-        mean, inv_std = running[0], (running[1] + eps).rsqrt()
+    out, mean, inv_std = torch.native_batch_norm(x, weight, bias, new_mean, new_var, True, momentum, eps)
     dtype = accumulation_dtype(x.dtype)
     kept = [inv_std.to(dtype, copy=True)]
     if keep_input:
@@ -71,7 +68,6 @@ def _(
     bias: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    training: bool,
     momentum: float,
     eps: float,
     codec: str,
@@ -90,7 +86,6 @@ def batch_norm_backward_op(
     grad_output: Tensor,  # [N, C, *]
     weight: Tensor | None,
     kept: list[Tensor],
-    training: bool,
     codec: str,
     needs_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,16 +108,15 @@ def batch_norm_backward_op(
     grad_x = torch.empty_like(grad_output)
     for start, stop, normalized in _tiles(payload, grad_output, dtype, get_codec(codec)):
         block = grad_output[start:stop].to(dtype)
-        if training:
-            assert normalized is not None
-            block = block - torch.addcmul(mean_grad, normalized, mean_product)
+        assert normalized is not None  # kept wherever x needs a gradient
+        block = block - torch.addcmul(mean_grad, normalized, mean_product)
         grad_x[start:stop] = block * scale
     return grad_x, products, sums
 
 
 @batch_norm_backward_op.register_fake
 def _(
-    grad_output: Tensor, weight: Tensor | None, kept: list[Tensor], training: bool, codec: str, needs_x: bool
+    grad_output: Tensor, weight: Tensor | None, kept: list[Tensor], codec: str, needs_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = torch.empty_like(grad_output) if needs_x else grad_output.new_empty(0)
     return grad_x, torch.empty_like(kept[0]), torch.empty_like(kept[0])
@@ -145,9 +139,9 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:  # [C] -> [C, 1, ...]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], list[Tensor]]) -> None:
-    _, weight, bias, _, _, training, _, _, codec, keep_input, _ = inputs
+    _, weight, bias, _, _, _, _, codec, _, _ = inputs
     ctx.set_materialize_grads(False)
-    ctx.training, ctx.codec, ctx.keep_input = training, codec, keep_input
+    ctx.codec = codec
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (weight, bias)]
     # gamma scales the gradient of x and serves nothing else.
     ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *output[2])
@@ -155,14 +149,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list
 
 def _backward(ctx: Any, grad_output: Tensor | None, _: Any, __: Any) -> tuple[Tensor | None, ...]:
     refuse_double_backward("batch_norm")
-    nothing = (None,) * 8
+    nothing = (None,) * 7
     if grad_output is None:
         return (None, None, None, *nothing)
     weight, *kept = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    grad_x, products, sums = torch.ops.rmm_gnn.batch_norm_backward(
-        grad_output, weight, kept, ctx.training, ctx.codec, needs_x
-    )
+    grad_x, products, sums = torch.ops.rmm_gnn.batch_norm_backward(grad_output, weight, kept, ctx.codec, needs_x)
     return (
         grad_x if needs_x else None,
         products.to(ctx.dtypes[0]) if needs_weight else None,

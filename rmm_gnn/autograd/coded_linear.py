@@ -11,6 +11,7 @@ from torch import Tensor
 from rmm_gnn.autograd.double_backward import refuse_double_backward
 from rmm_gnn.codecs import get_codec, row_tiles
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.sharing import mark_read
 
 _TILE_BYTES = 1 << 22
 
@@ -70,6 +71,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     refuse_double_backward("shared_input_linear")
     weight, *payload = ctx.saved_tensors
+    mark_read(payload)
     grad_x = grad_weight = None
     if ctx.needs_input_grad[0]:
         grad_x = (grad_output @ weight).to(ctx.dtype)

@@ -102,7 +102,7 @@ def _(x: Tensor, p: float, seed: Tensor) -> tuple[Tensor, Tensor]:
 
 def _setup_relu_dropout(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.scale = 1 / (1 - inputs[1])
+    ctx.divisor = 1 - inputs[1]
     ctx.save_for_backward(output[1])
 
 
@@ -111,7 +111,7 @@ def _relu_dropout_backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tupl
     if grad_output is None:
         return None, None, None
     (bits,) = ctx.saved_tensors
-    return torch.ops.rmm_gnn.masked_scale(grad_output, bits, ctx.scale, 0.0), None, None
+    return torch.ops.rmm_gnn.masked_grad(grad_output, bits, ctx.divisor, 0.0), None, None
 
 
 relu_dropout_op.register_autograd(_relu_dropout_backward, setup_context=_setup_relu_dropout)

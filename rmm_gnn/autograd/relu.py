@@ -28,25 +28,26 @@ def _(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(mask_bytes(x.numel()), dtype=torch.uint8)
 
 
-@torch.library.custom_op("rmm_gnn::masked_scale", mutates_args=())
-def masked_scale_op(grad_output: Tensor, bits: Tensor, scale: float, other_scale: float) -> Tensor:
-    """``grad_output`` times ``scale`` where the bit is set and times ``other_scale`` elsewhere; 0 where that is 0."""
+@torch.library.custom_op("rmm_gnn::masked_grad", mutates_args=())
+def masked_grad_op(grad_output: Tensor, bits: Tensor, divisor: float, slope: float) -> Tensor:
+    """``grad_output`` over ``divisor`` where the bit is set and times ``slope`` elsewhere; 0 where that is 0."""
     grad_x = torch.empty_like(grad_output, memory_format=torch.contiguous_format)
     source, target = grad_output.reshape(-1), grad_x.view(-1)
+    factor = grad_output.new_ones(()).div_(divisor)  # rounded to the type, as dropout rounds it in forward
     for tile in tiles(source.numel()):
         part, out, mask = source[tile.entries], target[tile.entries], read_bits(bits, tile).to(source.dtype)
         # torch's own backward functions, fed with the mask: they select without a product, so that no inf becomes nan.
-        if other_scale == 0.0:
+        if slope == 0.0:
             torch.ops.aten.threshold_backward.grad_input(part, mask, 0.0, grad_input=out)
         else:
-            torch.ops.aten.leaky_relu_backward.grad_input(part, mask, other_scale / scale, False, grad_input=out)
-        if scale != 1.0:
-            out.mul_(scale)
+            torch.ops.aten.leaky_relu_backward.grad_input(part, mask, slope, False, grad_input=out)
+        if divisor != 1.0:
+            out.mul_(factor)
     return grad_x
 
 
-@masked_scale_op.register_fake
-def _(grad_output: Tensor, bits: Tensor, scale: float, other_scale: float) -> Tensor:
+@masked_grad_op.register_fake
+def _(grad_output: Tensor, bits: Tensor, divisor: float, slope: float) -> Tensor:
     return torch.empty_like(grad_output, memory_format=torch.contiguous_format)
 
 
@@ -61,7 +62,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | No
     if grad_output is None:
         return None, None
     (bits,) = ctx.saved_tensors
-    return torch.ops.rmm_gnn.masked_scale(grad_output, bits, 1.0, ctx.negative_slope or 0.0), None
+    return torch.ops.rmm_gnn.masked_grad(grad_output, bits, 1.0, ctx.negative_slope or 0.0), None
 
 
 relu_op.register_autograd(_backward, setup_context=_setup_context)

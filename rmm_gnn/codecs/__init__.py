@@ -51,5 +51,5 @@ def _from_spec(spec: str, argument: str) -> Codec:
                 f"'{argument}' must have settings that {name} knows (got {setting!r}). "
                 "The int codecs know group_size=COLUMNS and scale=bf16 or scale=fp32; the others have none."
             )
-        settings[key] = int(value) if value.isdecimal() else value
+        settings[key] = int(value) if value.removeprefix("-").isdecimal() else value
     return make(**settings)

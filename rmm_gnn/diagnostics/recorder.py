@@ -83,8 +83,10 @@ class Recorder:
 
     def _pack(self, tensor: Tensor) -> _Saved:
         operator = operator_name(self._functions.function, sys._getframe(1))
-        # Detached: an operator's output leads back to the node that saves it, a cycle that would never be freed.
-        saved = _Saved(tensor.detach(), _Reader(self._modules[-1], operator))
+        # Detached where an operator's output leads back to the node that saves it, a cycle that would never be freed.
+        # Others stay the objects they are: by them, layers that read one tensor find what is kept of it already.
+        kept = tensor if tensor.grad_fn is None else tensor.detach()
+        saved = _Saved(kept, _Reader(self._modules[-1], operator))
         self._saved.append(weakref.ref(saved))
         return saved
 

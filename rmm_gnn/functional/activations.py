@@ -106,6 +106,6 @@ def elu(
 def _activation(x: Tensor, name: str, setting: float, codec: str | Codec, seed: Tensor | int | None) -> Tensor:
     codec = spec_of(codec)
     seed = rounding_seed(x, codec, seed)
-    if not needs_grad(x):
+    if not needs_grad(x) or x.numel() == 0:
         return rmm_gnn.autograd.activations.ACTIVATIONS[name].function(x, setting)
     return torch.ops.rmm_gnn.activation(check_floating("x", x), name, setting, codec, seed)[0]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import rmm_gnn.autograd.dropout  # noqa: F401  (registers the operators)
-from rmm_gnn._validation import check_floating, check_seed
+from rmm_gnn._validation import check_floating, check_probability, check_seed
 from rmm_gnn.functional._calling import needs_grad, overridable, returned
 from rmm_gnn.functional.activations import relu
 from rmm_gnn.seeding import draw_seed
@@ -52,12 +49,12 @@ def dropout(
         >>> torch.equal(out, x.grad)
         True
     """
-    p = _check_probability(p)
-    if not training or p in (0.0, 1.0) or x.numel() == 0:
+    p = check_probability(p)
+    if not training or p in (0.0, 1.0) or check_floating("x", x).numel() == 0:
         return F.dropout(x, p, training, inplace)
     seed = draw_seed(x) if seed is None else check_seed(seed, x.device)
     # The same mask without grad mode: a checkpointed block runs once without and once with.
-    return returned(x, torch.ops.rmm_gnn.dropout(check_floating("x", x), p, seed)[0], inplace)
+    return returned(x, torch.ops.rmm_gnn.dropout(x, p, seed)[0], inplace)
 
 
 @overridable
@@ -80,18 +77,10 @@ def relu_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, seed: Tens
         TypeError: If p is not a number, or x is not a dense floating-point tensor.
         RuntimeError: In backward, if it is run with ``create_graph=True``.
     """
-    p = _check_probability(p)
-    if not training or p in (0.0, 1.0) or x.numel() == 0:
+    p = check_probability(p)
+    if not training or p in (0.0, 1.0) or check_floating("x", x).numel() == 0:
         return F.dropout(relu(x), p, training)
     seed = draw_seed(x) if seed is None else check_seed(seed, x.device)
     if not needs_grad(x):
-        return torch.ops.rmm_gnn.dropout(F.relu(check_floating("x", x)), p, seed)[0]
-    return torch.ops.rmm_gnn.relu_dropout(check_floating("x", x), p, seed)[0]
-
-
-def _check_probability(p: Any) -> float:
-    if isinstance(p, bool) or not isinstance(p, numbers.Real):
-        raise TypeError(f"'p' must be a number (got {type(p).__name__}). Give the share to drop, such as 0.1.")
-    if not 0.0 <= float(p) <= 1.0:
-        raise ValueError(f"'p' must lie in [0, 1] (got {p}). It is the share of entries to drop.")
-    return float(p)
+        return torch.ops.rmm_gnn.dropout(F.relu(x), p, seed)[0]
+    return torch.ops.rmm_gnn.relu_dropout(x, p, seed)[0]

@@ -179,7 +179,8 @@ def shared_input_linear(
         x: Input.
         weight: Weight.
         codec: How x is kept.
-        seed: Decides the rounding; drawn afresh at every call if None, whether or not there is a code already.
+        seed: Decides the rounding, and makes this call keep a code of its own; drawn afresh at every call if None,
+            whether or not there is a code already.
 
     Returns:
         The exact output.
@@ -194,10 +195,16 @@ def shared_input_linear(
             return F.linear(x, weight)
         return SharedInputLinear.apply(x, weight, dtype)
     drawn = rounding_seed(x, spec, seed)
-    if not (torch.is_grad_enabled() and weight.requires_grad) or x.numel() == 0:
+    mismatched = dtype is None and x.dtype != weight.dtype  # torch has the words for it
+    if not (torch.is_grad_enabled() and weight.requires_grad) or x.numel() == 0 or mismatched:
         return F.linear(x, weight)
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    payload = _SHARED_CODES.get_or_make(x, spec, lambda: torch.ops.rmm_gnn.encode(rows.detach(), spec, drawn))
+
+    def encode() -> list[Tensor]:
+        return torch.ops.rmm_gnn.encode(rows.detach(), spec, drawn)
+
+    # Whoever gives a seed wants the rounding of that seed, not one that was made before.
+    payload = encode() if seed is not None else _SHARED_CODES.get_or_make(x, spec, encode)
     weight = weight if dtype is None else weight.to(dtype)
     out = torch.ops.rmm_gnn.coded_linear(rows, weight, payload, spec)
     return out if x.dim() == 2 else out.reshape(*x.shape[:-1], weight.shape[0])

@@ -39,8 +39,8 @@ def batch_norm(
         E[\partial x_{ij}] - \partial x^{exact}_{ij} = -\frac{\gamma_j}{\sigma_j} \, \frac{g_{ij} v_{ij}}{M},
         \qquad v_{ij} \le s_i^2 / 4
 
-    with M the entries of a channel, v the codec's variance and :math:`s_i` its step: one part in M.  In evaluation
-    mode the normalised input is kept for the gradient of ``weight`` alone.
+    with M the entries of a channel, v the codec's variance and :math:`s_i` its step: one part in M.  With
+    ``training=False`` this is torch's function: nothing is drawn, and what torch keeps is kept.
 
     Args:
         x: At least two dimensions, channels second.
@@ -63,28 +63,30 @@ def batch_norm(
         RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
     """
     codec = spec_of(codec)
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     seed = rounding_seed(x, codec, seed)
-    own_statistics = training or running_mean is None or running_var is None
-    too_few = training and x.dim() >= 2 and x.numel() <= x.shape[1]
-    if not needs_grad(x, weight, bias) or too_few:  # torch says what is wrong with too few
+    # torch has the words for what it refuses: one value a channel, an eps of 0, sizes that do not fit.  Its kernel,
+    # which the operator calls, checks no sizes and would read and write beyond the end.
+    refused = x.dim() < 2 or x.numel() <= x.shape[1] or eps <= 0 or (running_mean is None) != (running_var is None)
+    for tensor in (running_mean, running_var, weight, bias):
+        refused = refused or (tensor is not None and tensor.numel() != x.shape[1])
+    if not needs_grad(x, weight, bias) or refused:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    if not own_statistics and not needs_grad(x, weight):
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    keep_input = needs_grad(weight) or (own_statistics and needs_grad(x))
+    keep_input = needs_grad(x, weight)
     out, running, _ = torch.ops.rmm_gnn.batch_norm(
         check_floating("x", x),
         weight,
         bias,
         running_mean,
         running_var,
-        own_statistics,
         momentum,
         eps,
         codec,
         keep_input,
         seed,
     )
-    if own_statistics and running_mean is not None and running_var is not None:
+    if running_mean is not None and running_var is not None:
         # Detached: a buffer that joined this step's graph would carry it into the next one.
         running_mean.copy_(running[0].detach())
         running_var.copy_(running[1].detach())

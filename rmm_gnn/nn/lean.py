@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import rmm_gnn.functional as lean
-from rmm_gnn.config import RMMConfig
+from rmm_gnn._validation import check_probability
+from rmm_gnn.config import RMMConfig, resolve_config
 
 
 class LeanModule(torch.nn.Module):
@@ -18,7 +19,7 @@ class LeanModule(torch.nn.Module):
 
     def __init__(self, *args: Any, config: RMMConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.config = RMMConfig() if config is None else config
+        self.config = resolve_config(config)
 
 
 class LeanReLU(LeanModule, torch.nn.ReLU):
@@ -54,7 +55,7 @@ class LeanReLUDropout(LeanModule):
 
     def __init__(self, p: float = 0.5, *, config: RMMConfig | None = None) -> None:
         super().__init__(config=config)
-        self.p = p
+        self.p = check_probability(p)
 
     def forward(self, input: Tensor) -> Tensor:
         return lean.relu_dropout(input, self.p) if self.training else torch.relu(input)
@@ -63,7 +64,15 @@ class LeanReLUDropout(LeanModule):
         return f"p={self.p}"
 
 
-class LeanGELU(LeanModule, torch.nn.GELU):
+class _LeanActivation(LeanModule):
+    """What the activations with a coded derivative share."""
+
+    def extra_repr(self) -> str:
+        settings = super().extra_repr()
+        return f"{settings}, " * bool(settings) + f"act_codec={self.config.act_codec!r}"
+
+
+class LeanGELU(_LeanActivation, torch.nn.GELU):
     """``torch.nn.GELU`` that keeps its derivative in ``config.act_codec``; the gradient is unbiased."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -72,7 +81,7 @@ class LeanGELU(LeanModule, torch.nn.GELU):
         return lean.gelu(input, self.approximate, codec=self.config.act_codec)
 
 
-class LeanSiLU(LeanModule, torch.nn.SiLU):
+class LeanSiLU(_LeanActivation, torch.nn.SiLU):
     """``torch.nn.SiLU`` that keeps its derivative in ``config.act_codec``; the gradient is unbiased."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -81,7 +90,7 @@ class LeanSiLU(LeanModule, torch.nn.SiLU):
         return lean.silu(input, self.inplace, codec=self.config.act_codec)
 
 
-class LeanELU(LeanModule, torch.nn.ELU):
+class LeanELU(_LeanActivation, torch.nn.ELU):
     """``torch.nn.ELU`` that keeps its derivative in ``config.act_codec``; the gradient is unbiased."""
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,0 +1,131 @@
+"""The mode that puts handlers in the place of torch's functions."""
+
+from __future__ import annotations
+
+import sys
+from traceback import walk_stack
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+import rmm_gnn.functional as lean
+from rmm_gnn.config import RMMConfig
+from rmm_gnn.context.forward_pass import ForwardPass
+from rmm_gnn.context.handlers import HANDLERS
+
+_CHECKPOINT_FILE = torch.utils.checkpoint.__file__
+# The first pass over a block; the second one of the reentrant variant, and of the other.
+_RUNS_A_BLOCK = ("checkpoint", "backward", "recompute_fn")
+_OWN_FUNCTIONS = {getattr(lean, name) for name in lean.__all__}
+
+
+class compress_activations(TorchFunctionMode):
+    """While active, the functions a model calls keep little for backward; outputs stay what they are.
+
+    ====================================================  =========================================================
+    calls of                                              keep
+    ====================================================  =========================================================
+    ``F.linear`` with a weight that needs a gradient;     a sketch of the input (``rmm_linear``, ``addmm``)
+    ``torch.addmm``, ``mm``, ``matmul``, ``@`` with a
+    Parameter, or a view of one, on the right
+    ``F.relu``, ``torch.relu``, ``Tensor.relu``,          one bit for every entry
+    ``F.leaky_relu`` and their in-place forms
+    ``F.dropout``                                         a seed
+    ``F.batch_norm``, ``F.layer_norm``                    the normalised input in ``config.norm_codec``
+    ``F.gelu``, ``F.silu``, ``F.elu``                     the derivative in ``config.act_codec``
+    ====================================================  =========================================================
+
+    Modules of PyTorch and PyTorch Geometric call these, so stock ``GCN2Conv``, ``GCNConv``, ``SAGEConv``, ``GATConv``
+    are reached.  Linear layers, converted ones too, that read one tensor under one config share one sketch of it, each
+    of them once: where a layer reads it again, as in the next step, S is a fresh one.  Other functions, and calls that
+    torch would refuse, pass through; ``memory_report`` lists what they keep.  Of nested modes the inner one decides.
+
+    The forward pass has to run inside, backward may run inside or outside.  A mode is not active while activation
+    checkpointing recomputes a block, so enter it inside the checkpointed function, or through ``context_fn`` of
+    ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``; a checkpointed block that starts within the mode
+    raises an error, since its second pass would not be the first one.  Compiled functions may be called within
+    the mode; where a compiled function enters it, the graph breaks there.
+
+    Args:
+        config: What to keep; ``RMMConfig()`` if None.
+
+    Raises:
+        TypeError: If ``config`` is not an ``RMMConfig``.
+        RuntimeError: In the forward pass, if ``torch.utils.checkpoint`` starts within the mode.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> with compress_activations(RMMConfig(rate=0.1)):
+        ...     loss = model(torch.randn(100, 8)).square().mean()
+        >>> loss.backward()
+    """
+
+    def __init__(self, config: RMMConfig | None = None) -> None:
+        super().__init__()
+        if config is not None and not isinstance(config, RMMConfig):
+            raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
+        self.config = RMMConfig() if config is None else config
+        self._passes: list[ForwardPass] = []
+
+    def __enter__(self) -> compress_activations:
+        # No graph break here: after one, dynamo runs the block only in part and returns the wrong value.
+        self._passes.append(ForwardPass(self.config, 0 if torch.compiler.is_compiling() else _count_checkpoints()))
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._passes.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        handler = HANDLERS.get(func)
+        if func in _OWN_FUNCTIONS:
+            self._check_checkpoints()
+            with torch._C.DisableTorchFunction():
+                if func is lean.rmm_linear and _is_plain(args, kwargs):
+                    return _rmm_linear(self._passes[-1], *args, **kwargs)
+                return func(*args, **kwargs)
+        # Subclasses of Tensor have a say of their own in what a function means.
+        if handler is not None and _is_plain(args, kwargs):
+            self._check_checkpoints()
+            # Without this an outer mode would see, and compress, what the handler calls.
+            with torch._C.DisableTorchFunction():
+                try:
+                    out = handler(self._passes[-1], *args, **kwargs)
+                except TypeError as error:
+                    if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                        raise
+                    out = NotImplemented  # raised by the call itself: not the arguments that the handler knows
+            if out is not NotImplemented:
+                return out
+        return func(*args, **kwargs)
+
+    def _check_checkpoints(self) -> None:
+        if _count_checkpoints() > self._passes[-1].checkpoints:
+            raise RuntimeError(
+                "compress_activations must be entered inside a checkpointed function, or through context_fn (got "
+                "torch.utils.checkpoint called within it). It is not active while the block is recomputed, and "
+                "dropout would then use another mask: write `with compress_activations(config):` in the function."
+            )
+
+
+def _rmm_linear(this: ForwardPass, x: Tensor, weight: Tensor, bias: Tensor | None = None, **kwargs: Any) -> Tensor:
+    if kwargs.get("shared") is None and isinstance(x, Tensor) and isinstance(weight, Tensor):
+        kwargs["shared"] = this.sketches(x, weight)
+    return lean.rmm_linear(x, weight, bias, **kwargs)
+
+
+@torch.compiler.assume_constant_result
+def _count_checkpoints() -> int:
+    """Count the checkpointed blocks that are running, for the first time or again; in traced code, while traced."""
+    codes = [frame.f_code for frame, _ in walk_stack(sys._getframe())]
+    return sum(code.co_filename == _CHECKPOINT_FILE and code.co_name in _RUNS_A_BLOCK for code in codes)
+
+
+def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return all(
+        type(value) in (Tensor, torch.nn.Parameter) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
+    )
