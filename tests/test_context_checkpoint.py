@@ -237,11 +237,13 @@ def test_compile_and_checkpoint_together(use_reentrant):
 
 
 @pytest.mark.parametrize("fullgraph", [False, True])
-def test_a_compiled_function_that_enters_returns_what_the_block_returns(fullgraph):
+@pytest.mark.parametrize("made", ["inside", "before"])
+def test_a_compiled_function_that_enters_returns_what_the_block_returns(made, fullgraph):
     """After a graph break in ``__enter__``, dynamo returned ``F.linear(x, weight)`` here, without what follows."""
+    mode = compress_activations(CONFIG)
 
     def loss(x, weight):
-        with compress_activations(CONFIG):
+        with compress_activations(CONFIG) if made == "inside" else mode:
             return F.linear(x, weight).square().sum()
 
     torch._dynamo.reset()

@@ -71,13 +71,15 @@ class compress_activations(TorchFunctionMode):
         self._passes: list[ForwardPass] = []
 
     def __enter__(self) -> compress_activations:
-        # No graph break here: after one, dynamo runs the block only in part and returns the wrong value.
-        self._passes.append(ForwardPass(self.config, 0 if torch.compiler.is_compiling() else _count_checkpoints()))
+        # Nothing here may break the graph: dynamo would then run the block only in part and return the wrong value.
+        if not torch.compiler.is_compiling():
+            self._passes.append(ForwardPass(self.config, _count_checkpoints()))
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        self._passes.pop()
+        if not torch.compiler.is_compiling():
+            self._passes.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -86,7 +88,7 @@ class compress_activations(TorchFunctionMode):
             self._check_checkpoints()
             with torch._C.DisableTorchFunction():
                 if func is lean.rmm_linear and _is_plain(args, kwargs):
-                    return _rmm_linear(self._passes[-1], *args, **kwargs)
+                    return _rmm_linear(self._current(), *args, **kwargs)
                 return func(*args, **kwargs)
         # Subclasses of Tensor have a say of their own in what a function means.
         if handler is not None and _is_plain(args, kwargs):
@@ -94,7 +96,7 @@ class compress_activations(TorchFunctionMode):
             # Without this an outer mode would see, and compress, what the handler calls.
             with torch._C.DisableTorchFunction():
                 try:
-                    out = handler(self._passes[-1], *args, **kwargs)
+                    out = handler(self._current(), *args, **kwargs)
                 except TypeError as error:
                     if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                         raise
@@ -103,8 +105,16 @@ class compress_activations(TorchFunctionMode):
                 return out
         return func(*args, **kwargs)
 
+    def _current(self) -> ForwardPass:
+        if self._passes:
+            return self._passes[-1]
+        # The mode was entered in code that torch.compile traces: no seeds of its own, which would break the graph.
+        traced = ForwardPass(self.config, 0)
+        traced.checkpoints = _count_checkpoints()
+        return traced
+
     def _check_checkpoints(self) -> None:
-        if _count_checkpoints() > self._passes[-1].checkpoints:
+        if _count_checkpoints() > self._current().checkpoints:
             raise RuntimeError(
                 "compress_activations must be entered inside a checkpointed function, or through context_fn (got "
                 "torch.utils.checkpoint called within it). It is not active while the block is recomputed, and "
