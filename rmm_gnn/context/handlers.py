@@ -117,6 +117,37 @@ def _batch_norm(
     return lean.batch_norm(*args, codec=this.config.norm_codec)
 
 
+def _torch_dropout(this: ForwardPass, input: Tensor, p: float, train: bool) -> Tensor:
+    return _dropout(this, input, p, train)
+
+
+def _torch_batch_norm(
+    this: ForwardPass,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _batch_norm(this, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _torch_layer_norm(
+    this: ForwardPass,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    return _layer_norm(this, input, normalized_shape, weight, bias, eps)
+
+
 def _layer_norm(
     this: ForwardPass,
     input: Tensor,
@@ -165,8 +196,11 @@ HANDLERS: dict[Any, Handler] = {
     F.leaky_relu: _leaky_relu,
     F.leaky_relu_: _leaky_relu_,
     F.dropout: _dropout,
+    torch.dropout: _torch_dropout,
     F.batch_norm: _batch_norm,
+    torch.batch_norm: _torch_batch_norm,
     F.layer_norm: _layer_norm,
+    torch.layer_norm: _torch_layer_norm,
     F.gelu: _gelu,
     F.silu: _silu,
     F.elu: _elu,

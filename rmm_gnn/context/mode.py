@@ -33,8 +33,8 @@ class compress_activations(TorchFunctionMode):
     Parameter, or a view of one, on the right
     ``F.relu``, ``torch.relu``, ``Tensor.relu``,          one bit for every entry
     ``F.leaky_relu`` and their in-place forms
-    ``F.dropout``                                         a seed
-    ``F.batch_norm``, ``F.layer_norm``                    the normalised input in ``config.norm_codec``
+    ``F.dropout``, ``torch.dropout``                      a seed
+    ``batch_norm``, ``layer_norm`` of ``F`` or ``torch``  the normalised input in ``config.norm_codec``
     ``F.gelu``, ``F.silu``, ``F.elu``                     the derivative in ``config.act_codec``
     ====================================================  =========================================================
 
