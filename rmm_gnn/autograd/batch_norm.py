@@ -89,7 +89,7 @@ def batch_norm_backward_op(
     codec: str,
     needs_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, gamma and beta; an empty tensor for one that is not needed or cannot be had."""
+    """Gradients of x (empty where it is not needed), gamma (0 where the input was not kept) and beta."""
     dtype = accumulation_dtype(grad_output.dtype)
     inv_std, payload = kept[0], list(kept[1:])
     channels = (0, *range(2, grad_output.dim()))

@@ -84,7 +84,7 @@ def layer_norm_backward_op(
     needs_x: bool,
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, gamma and beta; an empty tensor for one that is not needed or cannot be had."""
+    """Gradients of x and beta (empty where not needed) and gamma (0 where the input was not kept)."""
     dtype, columns = accumulation_dtype(grad_output.dtype), prod(normalized_shape)
     inv_std, payload = kept[0], list(kept[1:])
     grads = grad_output.reshape(-1, columns)

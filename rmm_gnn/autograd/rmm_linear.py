@@ -1,6 +1,6 @@
 """The linear layer's operators: forward returns the exact output and all that is kept; backward estimates from it.
 
-Both are opaque to ``torch.compile``.  A traced forward would be silently wrong there: the partitioner may draw fresh
+All are opaque to ``torch.compile``.  A traced forward would be silently wrong there: the partitioner may draw fresh
 random numbers in backward, or move the sketch into backward and so keep all of x.
 """
 
@@ -16,7 +16,6 @@ from rmm_gnn.autograd.double_backward import refuse_double_backward
 from rmm_gnn.compression import CompressedActivation, compress, compress_like, weight_grad
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.kernels.reference import accumulation_dtype
-from rmm_gnn.sharing import mark_read
 
 _SEEDED = (torch.Tag.nondeterministic_seeded,)
 
@@ -173,7 +172,6 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: Any = None) -> tuple[Any,
     if grad_output is None:
         return (None, None, None, ctx.seed_grads, *nothing)
     weight, *kept = ctx.saved_tensors
-    mark_read(kept)
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
     grad_x = grad_output @ weight if needs_x else None

@@ -47,7 +47,10 @@ class compress_activations(TorchFunctionMode):
     checkpointing recomputes a block, so enter it inside the checkpointed function, or through ``context_fn`` of
     ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``; a checkpointed block that starts within the mode
     raises an error, since its second pass would not be the first one.  Compiled functions may be called within
-    the mode; where a compiled function enters it, the graph breaks there.
+    the mode or enter it themselves; there, layers do not share sketches.
+
+    A mode belongs to the thread that enters it.  It cannot know whether a module is in evaluation mode: calls without a
+    ``training`` argument are compressed wherever a gradient is needed, and those that round draw a seed in any case.
 
     Args:
         config: What to keep; ``RMMConfig()`` if None.

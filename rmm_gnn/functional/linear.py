@@ -97,17 +97,13 @@ def rmm_linear(
     if not torch.is_grad_enabled():
         return torch.ops.rmm_gnn.exact_linear(x, weight, bias, seed)
 
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    fields = config.to_fields()
+    rows, fields = _as_rows(x), config.to_fields()
     if shared is None:
-        out = torch.ops.rmm_gnn.linear(rows, weight, bias, seed, *fields)[0]
-        return out if x.dim() == 2 else out.reshape(*x.shape[:-1], weight.shape[0])
-
+        return _shaped(torch.ops.rmm_gnn.linear(rows, weight, bias, seed, *fields)[0], x)
     kept = shared.get_or_make(
         source, (x.dtype, fields), lambda: torch.ops.rmm_gnn.compress(rows.detach(), seed, *fields)
     )
-    out = torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, kept, *fields)
-    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], weight.shape[0])
+    return _shaped(torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, kept, *fields), x)
 
 
 @overridable
@@ -198,7 +194,7 @@ def shared_input_linear(
     mismatched = dtype is None and x.dtype != weight.dtype  # torch has the words for it
     if not (torch.is_grad_enabled() and weight.requires_grad) or x.numel() == 0 or mismatched:
         return F.linear(x, weight)
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    rows = _as_rows(x)
 
     def encode() -> list[Tensor]:
         return torch.ops.rmm_gnn.encode(rows.detach(), spec, drawn)
@@ -206,5 +202,12 @@ def shared_input_linear(
     # Whoever gives a seed wants the rounding of that seed, not one that was made before.
     payload = encode() if seed is not None else _SHARED_CODES.get_or_make(x, spec, encode)
     weight = weight if dtype is None else weight.to(dtype)
-    out = torch.ops.rmm_gnn.coded_linear(rows, weight, payload, spec)
-    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], weight.shape[0])
+    return _shaped(torch.ops.rmm_gnn.coded_linear(rows, weight, payload, spec), x)
+
+
+def _as_rows(x: Tensor) -> Tensor:  # [*, N] -> [B, N]
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _shaped(out: Tensor, x: Tensor) -> Tensor:  # [B, M], [*, N] -> [*, M]
+    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], out.shape[-1])
