@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -62,8 +63,8 @@ class RMMConfig:
     norm_codec: str | Codec = "int2"
     act_codec: str | Codec = "int4"
     x0_codec: str | Codec = "fp32"
-    # What ``to_fields`` returns; ClassVar keeps it from being a setting.
-    _fields: ClassVar[tuple[Any, ...]] = ()
+    # What ``spec`` returns; ClassVar keeps it from being a setting.
+    _spec: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if self.rate is not None and self.size is not None:
@@ -91,7 +92,8 @@ class RMMConfig:
                 f"'backend' must be one that computes {self.family.name!r} (got {self.backend!r}). Use backend='auto'."
             )
         # Spelled out once, here: a traced forward only reads it, since torch.compile cannot trace the json encoder.
-        object.__setattr__(self, "_fields", (self.family.spec, *(getattr(self, name) for name in _LINEAR_FIELDS)))
+        settings = {"sketch": self.family.spec, **{name: getattr(self, name) for name in _LINEAR_FIELDS}}
+        object.__setattr__(self, "_spec", json.dumps(settings))
 
     @property
     def family(self) -> Sketch:
@@ -121,14 +123,15 @@ class RMMConfig:
             total += tensor.numel() * tensor.element_size()
         return total + torch.int64.itemsize
 
-    def to_fields(self) -> tuple[Any, ...]:
-        """Return what linear layers go by as numbers and strings, in the order of their operators' signature."""
-        return self._fields
+    @property
+    def spec(self) -> str:
+        """What linear layers go by, as the string that their operators take and ``from_spec`` turns back."""
+        return self._spec
 
     @staticmethod
-    def from_fields(*values: Any) -> RMMConfig:
-        """Rebuild the config that ``to_fields`` took apart; settings of other operators have their defaults."""
-        return _from_fields(*values)
+    def from_spec(spec: str) -> RMMConfig:
+        """Rebuild the config behind ``spec``; settings of other operators have their defaults."""
+        return _from_spec(spec)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, for records."""
@@ -154,8 +157,9 @@ _LINEAR_FIELDS = tuple(name for name in _PLAIN_FIELDS if name not in _OTHER_OPER
 
 
 @lru_cache(maxsize=256)
-def _from_fields(spec: str, *values: Any) -> RMMConfig:
-    return RMMConfig(sketch=from_spec(spec), **dict(zip(_LINEAR_FIELDS, values, strict=True)))
+def _from_spec(spec: str) -> RMMConfig:
+    settings = json.loads(spec)
+    return RMMConfig(sketch=from_spec(settings.pop("sketch")), **settings)
 
 
 def _registered_spec(name: str, given: str | Codec) -> str:

@@ -294,15 +294,15 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_linear_operators_do_as_they_are_registered(family, center):
-    fields = RMMConfig(rate=0.3, sketch=family, center=center).to_fields()
+    spec = RMMConfig(rate=0.3, sketch=family, center=center).spec
     x, weight = torch.randn(20, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
     bias, seed = torch.randn(3, requires_grad=True), torch.tensor(11)
     linear = torch.ops.rmm_gnn.linear.default
-    torch.library.opcheck(linear, (x, weight, bias, seed, *fields), test_utils=CHECKS)
-    torch.library.opcheck(linear, (x.detach(), weight, None, seed, *fields), test_utils=CHECKS)
+    torch.library.opcheck(linear, (x, weight, bias, seed, spec), test_utils=CHECKS)
+    torch.library.opcheck(linear, (x.detach(), weight, None, seed, spec), test_utils=CHECKS)
 
-    _, (kept_seed, *kept) = linear(x.detach(), weight.detach(), None, seed, *fields)
-    arguments = (torch.randn(20, 3), kept, kept_seed, 4, *fields)
+    _, (kept_seed, *kept) = linear(x.detach(), weight.detach(), None, seed, spec)
+    arguments = (torch.randn(20, 3), kept, kept_seed, 4, spec)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.rmm_gnn.linear_weight_grad.default, arguments, test_utils=checks)
     exact = (x.detach(), weight.detach(), bias.detach(), seed)

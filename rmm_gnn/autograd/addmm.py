@@ -20,18 +20,10 @@ def addmm_op(
     beta: float,
     alpha: float,
     seed: Tensor,
-    sketch: str,
-    rate: float | None,
-    size: int | None,
-    min_size: int | None,
-    max_size: int | None,
-    center: bool,
-    codec: str,
-    workspace_bytes: int,
-    backend: str,
+    config_spec: str,
 ) -> tuple[Tensor, list[Tensor]]:
     """Torch's output; the seed and the compressed ``mat1``."""
-    config = RMMConfig.from_fields(sketch, rate, size, min_size, max_size, center, codec, workspace_bytes, backend)
+    config = RMMConfig.from_spec(config_spec)
     with torch.autocast(mat1.device.type, enabled=False):
         out = torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
         return out, [seed.clone(), *compress(mat1, config, seed).to_list()]
@@ -39,16 +31,16 @@ def addmm_op(
 
 @addmm_op.register_fake
 def _(
-    input: Tensor, mat1: Tensor, mat2: Tensor, beta: float, alpha: float, seed: Tensor, *fields: Any
+    input: Tensor, mat1: Tensor, mat2: Tensor, beta: float, alpha: float, seed: Tensor, config_spec: str
 ) -> tuple[Tensor, list[Tensor]]:
     out = mat1.new_empty(mat1.shape[0], mat2.shape[1])
-    return out, [torch.empty_like(seed), *compress_like(mat1, RMMConfig.from_fields(*fields)).to_list()]
+    return out, [torch.empty_like(seed), *compress_like(mat1, RMMConfig.from_spec(config_spec)).to_list()]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    input, mat1, mat2, beta, alpha, _, *fields = inputs
+    input, mat1, mat2, beta, alpha, _, config_spec = inputs
     ctx.set_materialize_grads(False)
-    ctx.fields, ctx.beta, ctx.alpha = fields, beta, alpha
+    ctx.config_spec, ctx.beta, ctx.alpha = config_spec, beta, alpha
     ctx.input_shape, ctx.num_columns = input.shape, mat1.shape[1]
     kept = output[1] if ctx.needs_input_grad[2] else []
     ctx.save_for_backward(mat2 if ctx.needs_input_grad[1] else None, *kept)
@@ -56,7 +48,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list
 
 def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     refuse_double_backward("addmm")
-    nothing = (None,) * (3 + len(ctx.fields))
+    nothing = (None,) * 4
     if grad_output is None:
         return (None, None, None, *nothing)
     mat2, *kept = ctx.saved_tensors
@@ -66,7 +58,9 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | No
     grad_mat2 = None
     if needs_mat2:
         seed, *compressed = kept
-        estimate, _ = torch.ops.rmm_gnn.linear_weight_grad(grad_output, compressed, seed, ctx.num_columns, *ctx.fields)
+        estimate, _ = torch.ops.rmm_gnn.linear_weight_grad(
+            grad_output, compressed, seed, ctx.num_columns, ctx.config_spec
+        )
         grad_mat2 = estimate.t() * ctx.alpha
     return (grad_input, grad_mat1, grad_mat2, *nothing)
 

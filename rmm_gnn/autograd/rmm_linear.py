@@ -26,18 +26,10 @@ def linear_op(
     weight: Tensor,  # [M, N]
     bias: Tensor | None,  # [M]
     seed: Tensor,
-    sketch: str,
-    rate: float | None,
-    size: int | None,
-    min_size: int | None,
-    max_size: int | None,
-    center: bool,
-    codec: str,
-    workspace_bytes: int,
-    backend: str,
+    config_spec: str,
 ) -> tuple[Tensor, list[Tensor]]:
     """Algorithm 1, forward: X W^T + b, and the compressed X."""
-    config = RMMConfig.from_fields(sketch, rate, size, min_size, max_size, center, codec, workspace_bytes, backend)
+    config = RMMConfig.from_spec(config_spec)
     with torch.autocast(x.device.type, enabled=False):
         # The seed leaves with its sketch: a checkpoint policy that keeps the one and draws the other anew cannot part
         # them.
@@ -45,34 +37,26 @@ def linear_op(
 
 
 @linear_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, *fields: Any) -> tuple[Tensor, list[Tensor]]:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, config_spec: str) -> tuple[Tensor, list[Tensor]]:
     out = x.new_empty(x.shape[0], weight.shape[0])
-    return out, [torch.empty_like(seed), *compress_like(x, RMMConfig.from_fields(*fields)).to_list()]
+    return out, [torch.empty_like(seed), *compress_like(x, RMMConfig.from_spec(config_spec)).to_list()]
 
 
 @torch.library.custom_op("rmm_gnn::compress", mutates_args=(), tags=_SEEDED)
 def compress_op(
     x: Tensor,  # [B, N]
     seed: Tensor,
-    sketch: str,
-    rate: float | None,
-    size: int | None,
-    min_size: int | None,
-    max_size: int | None,
-    center: bool,
-    codec: str,
-    workspace_bytes: int,
-    backend: str,
+    config_spec: str,
 ) -> list[Tensor]:
     """The seed and the compressed X, for several layers that read X."""
-    config = RMMConfig.from_fields(sketch, rate, size, min_size, max_size, center, codec, workspace_bytes, backend)
+    config = RMMConfig.from_spec(config_spec)
     with torch.autocast(x.device.type, enabled=False):
         return [seed.clone(), *compress(x, config, seed).to_list()]
 
 
 @compress_op.register_fake
-def _(x: Tensor, seed: Tensor, *fields: Any) -> list[Tensor]:
-    return [torch.empty_like(seed), *compress_like(x, RMMConfig.from_fields(*fields)).to_list()]
+def _(x: Tensor, seed: Tensor, config_spec: str) -> list[Tensor]:
+    return [torch.empty_like(seed), *compress_like(x, RMMConfig.from_spec(config_spec)).to_list()]
 
 
 @torch.library.custom_op("rmm_gnn::linear_of_kept", mutates_args=())
@@ -81,15 +65,7 @@ def linear_of_kept_op(
     weight: Tensor,  # [M, N]
     bias: Tensor | None,  # [M]
     kept: list[Tensor],
-    sketch: str,
-    rate: float | None,
-    size: int | None,
-    min_size: int | None,
-    max_size: int | None,
-    center: bool,
-    codec: str,
-    workspace_bytes: int,
-    backend: str,
+    config_spec: str,
 ) -> Tensor:
     """X W^T + b with a sketch of X made before, for this layer or another one that reads the same X."""
     with torch.autocast(x.device.type, enabled=False):
@@ -97,7 +73,7 @@ def linear_of_kept_op(
 
 
 @linear_of_kept_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, kept: list[Tensor], *fields: Any) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, kept: list[Tensor], config_spec: str) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
@@ -122,25 +98,19 @@ def weight_grad_op(
     kept: list[Tensor],
     seed: Tensor,
     num_columns: int,
-    sketch: str,
-    rate: float | None,
-    size: int | None,
-    min_size: int | None,
-    max_size: int | None,
-    center: bool,
-    codec: str,
-    workspace_bytes: int,
-    backend: str,
+    config_spec: str,
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1, backward: the estimated weight gradient [M, N] and the exact row sum of ``grad_output`` [M]."""
-    config = RMMConfig.from_fields(sketch, rate, size, min_size, max_size, center, codec, workspace_bytes, backend)
+    config = RMMConfig.from_spec(config_spec)
     compressed = CompressedActivation.from_list(list(kept), config)
     with torch.autocast(grad_output.device.type, enabled=False):
         return weight_grad(grad_output, compressed, config, seed, num_columns=num_columns, dtype=grad_output.dtype)
 
 
 @weight_grad_op.register_fake
-def _(grad_output: Tensor, kept: list[Tensor], seed: Tensor, num_columns: int, *fields: Any) -> tuple[Tensor, Tensor]:
+def _(
+    grad_output: Tensor, kept: list[Tensor], seed: Tensor, num_columns: int, config_spec: str
+) -> tuple[Tensor, Tensor]:
     rows = grad_output.shape[1]
     sums = grad_output.new_empty(rows, dtype=accumulation_dtype(grad_output.dtype))
     return grad_output.new_empty(rows, num_columns), sums
@@ -158,8 +128,8 @@ def _setup_context_of_kept(ctx: Any, inputs: tuple[Any, ...], output: Tensor) ->
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], kept: list[Tensor]) -> None:
-    x, weight, bias, _, *fields = inputs
-    ctx.fields = fields
+    x, weight, bias, _, config_spec = inputs
+    ctx.config_spec = config_spec
     ctx.num_columns = x.shape[1]
     ctx.bias_dtype = None if bias is None else bias.dtype
     # The weight is kept only for the gradient of x.
@@ -168,9 +138,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], kept: list[Tensor]) -> None:
 
 def _backward(ctx: Any, grad_output: Tensor | None, _: Any = None) -> tuple[Any, ...]:
     refuse_double_backward("rmm_linear")
-    nothing = (None,) * len(ctx.fields)
     if grad_output is None:
-        return (None, None, None, ctx.seed_grads, *nothing)
+        return (None, None, None, ctx.seed_grads, None)
     weight, *kept = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
@@ -179,13 +148,13 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: Any = None) -> tuple[Any,
     if needs_weight:
         seed, *compressed = kept
         grad_weight, grad_bias = torch.ops.rmm_gnn.linear_weight_grad(
-            grad_output, compressed, seed, ctx.num_columns, *ctx.fields
+            grad_output, compressed, seed, ctx.num_columns, ctx.config_spec
         )
     elif needs_bias:
         grad_bias = grad_output.sum(0)
     if grad_bias is not None:
         grad_bias = grad_bias.to(ctx.bias_dtype) if needs_bias else None
-    return (grad_x, grad_weight, grad_bias, ctx.seed_grads, *nothing)
+    return (grad_x, grad_weight, grad_bias, ctx.seed_grads, None)
 
 
 linear_op.register_autograd(_backward, setup_context=_setup_context)

@@ -97,13 +97,11 @@ def rmm_linear(
     if not torch.is_grad_enabled():
         return torch.ops.rmm_gnn.exact_linear(x, weight, bias, seed)
 
-    rows, fields = _as_rows(x), config.to_fields()
+    rows, spec = _as_rows(x), config.spec
     if shared is None:
-        return _shaped(torch.ops.rmm_gnn.linear(rows, weight, bias, seed, *fields)[0], x)
-    kept = shared.get_or_make(
-        source, (x.dtype, fields), lambda: torch.ops.rmm_gnn.compress(rows.detach(), seed, *fields)
-    )
-    return _shaped(torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, kept, *fields), x)
+        return _shaped(torch.ops.rmm_gnn.linear(rows, weight, bias, seed, spec)[0], x)
+    kept = shared.get_or_make(source, (x.dtype, spec), lambda: torch.ops.rmm_gnn.compress(rows.detach(), seed, spec))
+    return _shaped(torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, kept, spec), x)
 
 
 @overridable
@@ -152,7 +150,7 @@ def addmm(
     if seed is None or not mat2.requires_grad or not torch.is_grad_enabled() or mat1.numel() == 0:
         return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
     input, mat1, mat2 = as_autocast(input, mat1, mat2, like=mat1)  # type: ignore[assignment]
-    return torch.ops.rmm_gnn.addmm(input, mat1, mat2, float(beta), float(alpha), seed, *config.to_fields())[0]
+    return torch.ops.rmm_gnn.addmm(input, mat1, mat2, float(beta), float(alpha), seed, config.spec)[0]
 
 
 @overridable

@@ -211,7 +211,7 @@ def test_operators_of_this_library_are_marked_behind_a_mode():
                 return func(*args, **(kwargs or {}))
             with torch._C.DisableTorchFunction():
                 seed = torch.tensor(3)
-                return torch.ops.rmm_gnn.linear(*args, seed, *RMMConfig(rate=0.1).to_fields())[0]
+                return torch.ops.rmm_gnn.linear(*args, seed, RMMConfig(rate=0.1).spec)[0]
 
     model = nn.Sequential(nn.Linear(C, C), nn.Sigmoid(), nn.Linear(C, C))
     with Context():

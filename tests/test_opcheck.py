@@ -1,0 +1,76 @@
+"""The operators do as they are registered: schema, fake tensors, autograd and ahead-of-time dispatch."""
+
+import pytest
+import torch
+
+import rmm_gnn.functional  # noqa: F401  (registers the operators)
+from rmm_gnn import RMMConfig
+
+OPS = torch.ops.rmm_gnn
+SPEC = RMMConfig(rate=0.3, codec="int4").spec
+SEED = torch.tensor(11)
+FORWARD = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+BACKWARD = ("test_schema", "test_faketensor")
+
+
+def leaf(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), requires_grad=True)
+
+
+X, WEIGHT, BIAS, STATISTICS = leaf(20, 4), leaf(3, 4), leaf(3), (torch.zeros(4), torch.ones(4))
+KEPT = OPS.compress(X.detach(), SEED, SPEC)
+CODE = OPS.encode(X.detach(), "int2", SEED)
+G = torch.randn(20, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("linear_of_kept", (X, WEIGHT, BIAS, KEPT, SPEC)),
+        ("linear_of_kept", (X.detach(), WEIGHT, None, KEPT, SPEC)),
+        ("addmm", (BIAS, X, leaf(4, 3), 0.5, 2.0, SEED, SPEC)),
+        ("coded_linear", (X, WEIGHT, CODE, "int2")),
+        ("relu", (X, None)),
+        ("relu", (X, 0.1)),
+        ("dropout", (X, 0.3, SEED)),
+        ("relu_dropout", (X, 0.3, SEED)),
+        ("batch_norm", (X, leaf(4), leaf(4), *STATISTICS, 0.1, 1e-5, "int2", True, SEED)),
+        ("batch_norm", (X, None, None, None, None, 0.1, 1e-5, "fp32", True, SEED)),
+        ("layer_norm", (X, [4], leaf(4), leaf(4), 1e-5, "int2", True, SEED)),
+        ("activation", (X, "gelu", 0.0, "int4", SEED)),
+        ("activation", (X, "elu", 0.5, "fp32", SEED)),
+    ],
+)
+def test_forward(name, arguments):
+    torch.library.opcheck(getattr(OPS, name).default, arguments, test_utils=FORWARD)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("compress", (X.detach(), SEED, SPEC)),
+        ("encode", (X.detach(), "int2", SEED)),
+        ("coded_weight_grad", (torch.randn(20, 3), CODE, 4, "int2")),
+        ("masked_grad", (G, OPS.relu(X.detach(), None)[1], 0.7, 0.0)),
+        ("dropout_backward", (G, 0.3, SEED)),
+        ("activation_backward", (G, OPS.activation(X.detach(), "silu", 0.0, "int4", SEED)[1], "int4")),
+        (
+            "batch_norm_backward",
+            (G, None, OPS.batch_norm(X.detach(), *[None] * 4, 0.1, 1e-5, "int2", True, SEED)[2], "int2", True),
+        ),
+        (
+            "layer_norm_backward",
+            (
+                G,
+                [4],
+                None,
+                OPS.layer_norm(X.detach(), [4], None, None, 1e-5, "int2", True, SEED)[1],
+                "int2",
+                True,
+                True,
+            ),
+        ),
+    ],
+)
+def test_backward(name, arguments):
+    torch.library.opcheck(getattr(OPS, name).default, arguments, test_utils=BACKWARD)
