@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch_geometric.nn import GCN2Conv
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.typing import Adj, OptPairTensor, OptTensor, SparseTensor
 
 from rmm_gnn.config import RMMConfig, resolve_config
 from rmm_gnn.functional import shared_input_linear
+from rmm_gnn.nn._open_gcn2_conv import OpenGCN2Conv
 from rmm_gnn.nn._training import training_linear
 from rmm_gnn.sketches import Sketch
 
 
-class RMMGCN2Conv(GCN2Conv):
+class RMMGCN2Conv(OpenGCN2Conv):
     r"""``torch_geometric.nn.GCN2Conv`` that keeps a sketch of the propagated features for the weight gradient.
 
     .. math::
@@ -65,8 +62,6 @@ class RMMGCN2Conv(GCN2Conv):
     """
 
     config: RMMConfig
-    _cached_edge_index: OptPairTensor | None
-    _cached_adj_t: SparseTensor | None
 
     def __init__(
         self,
@@ -87,59 +82,8 @@ class RMMGCN2Conv(GCN2Conv):
         super().__init__(channels, alpha, theta, layer, shared_weights, cached, add_self_loops, normalize, **kwargs)
         self.config = resolve_config(config, rate=rate, sketch=sketch)
 
-    def forward(self, x: Tensor, x_0: Tensor, edge_index: Adj, edge_weight: OptTensor = None) -> Tensor:
-        if not self.training:
-            return super().forward(x, x_0, edge_index, edge_weight)
-        if self.normalize:
-            edge_index, edge_weight = self._normalized(x, edge_index, edge_weight)
+    def _product(self, h: Tensor, weight: Parameter) -> Tensor:
+        return training_linear(h, self._matrix(weight), None, config=self.config, training=True, parameter=weight)
 
-        # propagate_type: (x: Tensor, edge_weight: OptTensor)
-        h = self.propagate(edge_index, x=x, edge_weight=edge_weight)
-        if x_0.size(0) != h.size(0):  # a slice would be another tensor, and its code not shared
-            x_0 = x_0[: h.size(0)]
-
-        # h is our own: scaling it in place keeps nothing and leaves the caller's x alone.
-        h.mul_(1 - self.alpha)
-        if self.weight2 is None:
-            h.add_(x_0, alpha=self.alpha)
-            return self._sketched_product(h)
-        return self._sketched_product(h) + shared_input_linear(
-            x_0, self.alpha * self._matrix(self.weight2), codec=self.config.x0_codec
-        )
-
-    def _sketched_product(self, h: Tensor) -> Tensor:  # [N, C] -> [N, C]
-        return training_linear(
-            h, self._matrix(self.weight1), None, config=self.config, training=True, parameter=self.weight1
-        )
-
-    def _matrix(self, weight: Parameter) -> Tensor:  # [C, C]
-        """The transpose of (1 - beta) I + beta Theta: one product does the work of PyG's ``addmm``."""
-        if self.beta == 1.0:
-            return weight.t()
-        identity = torch.eye(self.channels, dtype=weight.dtype, device=weight.device)
-        return torch.add((1 - self.beta) * identity, weight.t(), alpha=self.beta)
-
-    def _normalized(self, x: Tensor, edge_index: Adj, edge_weight: OptTensor) -> tuple[Adj, OptTensor]:
-        """Symmetrically normalised adjacency, from the cache of PyG's layer where there is one."""
-        if isinstance(edge_index, Tensor):
-            if self._cached_edge_index is not None:
-                return self._cached_edge_index
-            normalized = gcn_norm(
-                edge_index, edge_weight, x.size(self.node_dim), False, self.add_self_loops, self.flow, dtype=x.dtype
-            )
-            if self.cached:
-                self._cached_edge_index = normalized
-            return normalized
-        if isinstance(edge_index, SparseTensor):
-            if self._cached_adj_t is not None:
-                return self._cached_adj_t, edge_weight
-            normalized = gcn_norm(
-                edge_index, edge_weight, x.size(self.node_dim), False, self.add_self_loops, self.flow, dtype=x.dtype
-            )
-            if self.cached:
-                self._cached_adj_t = normalized
-            return normalized, edge_weight
-        return edge_index, edge_weight
-
-    def __repr__(self) -> str:
-        return f"{super().__repr__()[:-1]}, {self.config.extra_repr()})"
+    def _product_of_x_0(self, x_0: Tensor, weight: Parameter) -> Tensor:
+        return shared_input_linear(x_0, self.alpha * self._matrix(weight), codec=self.config.x0_codec)

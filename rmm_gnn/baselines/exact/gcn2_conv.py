@@ -6,15 +6,13 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
-from torch_geometric.nn import GCN2Conv
-from torch_geometric.typing import Adj, OptPairTensor, OptTensor, SparseTensor
 
 from rmm_gnn.baselines.exact.config import DEFAULT_BITS, DEFAULT_KEPT_FRAC, ExactConfig
 from rmm_gnn.baselines.exact.layers import training_linear
-from rmm_gnn.nn import RMMGCN2Conv
+from rmm_gnn.nn._open_gcn2_conv import OpenGCN2Conv
 
 
-class ExactGCN2Conv(GCN2Conv):
+class ExactGCN2Conv(OpenGCN2Conv):
     r"""``torch_geometric.nn.GCN2Conv`` whose products keep their inputs projected along features and in few bits.
 
     .. math::
@@ -56,8 +54,6 @@ class ExactGCN2Conv(GCN2Conv):
     """
 
     config: ExactConfig
-    _cached_edge_index: OptPairTensor | None
-    _cached_adj_t: SparseTensor | None
 
     def __init__(
         self,
@@ -77,27 +73,8 @@ class ExactGCN2Conv(GCN2Conv):
         super().__init__(channels, alpha, theta, layer, shared_weights, cached, add_self_loops, normalize, **kwargs)
         self.config = ExactConfig(kept_frac, bits)
 
-    def forward(self, x: Tensor, x_0: Tensor, edge_index: Adj, edge_weight: OptTensor = None) -> Tensor:
-        if not self.training:
-            return super().forward(x, x_0, edge_index, edge_weight)
-        if self.normalize:
-            edge_index, edge_weight = self._normalized(x, edge_index, edge_weight)
+    def _product(self, h: Tensor, weight: Parameter) -> Tensor:
+        return training_linear(h, self._matrix(weight), None, config=self.config, training=True, parameter=weight)
 
-        # propagate_type: (x: Tensor, edge_weight: OptTensor)
-        h = self.propagate(edge_index, x=x, edge_weight=edge_weight)
-        x_0 = self.alpha * x_0[: h.size(0)]
-
-        # h is our own: scaling it in place keeps nothing and leaves the caller's x alone.
-        h.mul_(1 - self.alpha)
-        if self.weight2 is None:
-            return self._product(h.add_(x_0), self.weight1)
-        return self._product(h, self.weight1) + self._product(x_0, self.weight2)
-
-    def _product(self, x: Tensor, weight: Parameter) -> Tensor:  # [N, C] -> [N, C]
-        return training_linear(x, self._matrix(weight), None, config=self.config, training=True, parameter=weight)
-
-    _matrix = RMMGCN2Conv._matrix
-    _normalized = RMMGCN2Conv._normalized
-
-    def __repr__(self) -> str:
-        return f"{super().__repr__()[:-1]}, {self.config.extra_repr()})"
+    def _product_of_x_0(self, x_0: Tensor, weight: Parameter) -> Tensor:
+        return self._product(self.alpha * x_0, weight)
