@@ -4,7 +4,7 @@
 python benchmarks/ogbn_arxiv.py --dataset digits --rate 0.1     # embedded data, a minute
 python benchmarks/ogbn_arxiv.py --root DIR --rate 0.1           # the protocol: 16 layers of 256, 1000 epochs
 python benchmarks/ogbn_arxiv.py --root DIR --method baseline rmm-lean --rate 0.1 --codec int8 --x0-codec int4
-python benchmarks/ogbn_arxiv.py --root DIR --method exact --rate 0.125 --exact-bits 2     # EXACT, D/R = 8, INT2
+python benchmarks/ogbn_arxiv.py --root DIR --method rmm:rate=0.1 exact:rate=0.125,exact-bits=2     # settings by row
 """
 
 from __future__ import annotations

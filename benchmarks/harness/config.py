@@ -8,10 +8,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.method_choice import AXES, SYNTAX, parse_method
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.run_config import RunConfig
 
-AXES = ("sketch", "rate", "center", "codec", "norm_codec", "x0_codec", "exact_bits")
 _CODECS = "fp32, bf16, fp16, int8, int4, int2, int1, or with settings as int4:group_size=64"
 
 
@@ -39,7 +39,11 @@ class Sweep:
         action="store_true",
     )
     method: tuple[str, ...] = _option(
-        ("baseline", "rmm", "rmm-lean", "exact"), "methods to compare", nargs="+", choices=tuple(METHODS)
+        ("baseline", "rmm", "rmm-lean", "exact"),
+        f"methods to compare: {', '.join(METHODS)}; settings given with a method, as "
+        "rmm-lean:rate=0.5,codec=int2,norm-codec=int1, go before the flags below, for that row",
+        nargs="+",
+        metavar=SYNTAX,
     )
     sketch: tuple[str, ...] = _option(
         ("count_sketch",), "sketch families, one row each; with settings as sors:transform=dct", nargs="+"
@@ -120,8 +124,9 @@ class Sweep:
         for name in ("method", *AXES):
             value = getattr(self, name)
             _check(name, len(set(value)) == len(value) > 0, "name different values", value, "Give each one once.")
-        for name in self.method:
-            _check("method", name in METHODS, f"be one of {', '.join(METHODS)}", name, "Choose a known method.")
+        rows = self._rows()
+        twice = [row for number, row in enumerate(rows) if row in rows[:number]]
+        _check("method", not twice, "give every row once", twice[:1], "Leave one of the two out.")
         _check(
             "resume",
             not self.resume or self.out is not None,
@@ -140,21 +145,25 @@ class Sweep:
 
     def expand(self, data_fingerprint: str, device: str) -> list[RunConfig]:
         """All runs, first run of every row first, so that an interrupted sweep holds complete pairs."""
-        rows = [
-            {"method": name, **dict.fromkeys(AXES), **dict(zip(METHODS[name].axes, values, strict=True))}
-            for name in self.method
-            for values in itertools.product(*(self._values(axis) for axis in METHODS[name].axes))
-        ]
         taken = {f.name for f in fields(RunConfig)} & {f.name for f in fields(Sweep)}
         own = {name: getattr(self, name) for name in taken} | {
             "data_fingerprint": data_fingerprint,
             "device": device,
         }
-        return [RunConfig(**(own | row | {"seed": self.seed + run})) for run in range(self.runs) for row in rows]
+        return [
+            RunConfig(**(own | row | {"seed": self.seed + run})) for run in range(self.runs) for row in self._rows()
+        ]
 
-    def _values(self, axis: str) -> tuple[Any, ...]:
-        given = getattr(self, axis)
-        return tuple(value == "on" for value in given) if axis == "center" else given
+    def _rows(self) -> list[dict[str, Any]]:
+        """The method and the `AXES` of every row of the table; None for a setting the method does not have."""
+        rows = []
+        for text in self.method:
+            name, own = _read(text)
+            values = {axis: (own[axis],) if axis in own else getattr(self, axis) for axis in METHODS[name].axes}
+            for combination in itertools.product(*values.values()):
+                row = {"method": name, **dict.fromkeys(AXES), **dict(zip(values, combination, strict=True))}
+                rows.append(row | {"center": None if row["center"] is None else row["center"] == "on"})
+        return rows
 
 
 # Settings that keep small data small; whatever is given on the command line wins over them.
@@ -181,6 +190,14 @@ def resolve(given: dict[str, Any]) -> Sweep:
         preset = DIGITS
     values = {f.name: f.default for f in fields(Sweep) if f.default is not MISSING}
     return Sweep(**(values | preset | given))
+
+
+def _read(text: str) -> tuple[str, dict[str, Any]]:
+    """A method and its own settings, read as the flags of the same names are."""
+    parsers = {option.name: option.metadata["parser"] for option in fields(Sweep) if option.name in AXES}
+    readers = {name: parser["type"] for name, parser in parsers.items() if "type" in parser}
+    choices = {name: parser["choices"] for name, parser in parsers.items() if "choices" in parser}
+    return parse_method(text, readers, choices)
 
 
 def _check(name: str, holds: bool, rule: str, value: object, advice: str) -> None:

@@ -159,6 +159,56 @@ def test_a_method_gets_the_settings_it_has():
     assert by_method["exact"].codec is by_method["exact"].sketch is by_method["offload"].rate is None
 
 
+def test_settings_given_with_a_method_are_that_rows_alone():
+    runs = resolve(
+        {
+            "method": (
+                "baseline",
+                "rmm",
+                "rmm-lean:rate=0.55,codec=int2,norm-codec=int1,x0_codec=int4:group_size=64,scale=fp32,center=off",
+                "exact:rate=0.125,exact-bits=4",
+            ),
+            "runs": 1,
+        }
+    ).expand("", "cpu")
+    assert [run.label for run in runs] == [
+        "baseline",
+        "rmm count_sketch 0.1 fp32",
+        "rmm-lean count_sketch 0.55 int2 uncentred, norm int1, x0 int4:group_size=64,scale=fp32",
+        "exact 0.125 of features int4",
+    ]
+    flags = {"method": ("rmm-lean",), "rate": (0.55,), "norm_codec": ("int1",), "runs": 1}
+    assert (
+        resolve({"method": ("rmm-lean:rate=0.55,norm-codec=int1",), "runs": 1}).expand("", "cpu")[0].key
+        == resolve(flags).expand("", "cpu")[0].key
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "match"),
+    [
+        ("galore", "'method' must be one of baseline.* \\(got 'galore'\\)"),
+        (
+            "exact:codec=int2",
+            "'method' must have settings of exact .*exact:SETTING=VALUE with one of: rate, exact-bits",
+        ),
+        ("baseline:rate=0.1", "settings of baseline .*Drop it"),
+        ("rmm:rate", "settings of rmm"),
+        ("rmm:rate=much", "'rate' must be a number \\(got 'much'"),
+        ("exact:exact-bits=3", "'exact_bits' must be one of 1, 2, 4, 8"),
+        ("rmm:center=maybe", "'center' must be one of on, off"),
+    ],
+)
+def test_a_method_that_cannot_be_read_is_refused(method, match):
+    with pytest.raises(ValueError, match=match):
+        resolve({"method": (method,)})
+
+
+def test_a_row_asked_for_twice_is_refused():
+    with pytest.raises(ValueError, match="'method' must give every row once"):
+        resolve({"method": ("rmm", "rmm:rate=0.1")})
+
+
 def test_by_default_the_cheap_methods_run():
     assert resolve({}).method == ("baseline", "rmm", "rmm-lean", "exact")
     assert resolve({"smoke": True}).method == tuple(METHODS)
