@@ -19,6 +19,8 @@ class Codec(ABC):
 
     name: ClassVar[str]
     num_tensors: ClassVar[int]
+    # Whether what is read back depends on the seed.
+    rounds_at_random: ClassVar[bool] = False
 
     @property
     def spec(self) -> str:

@@ -63,6 +63,7 @@ class StochasticCodec(Codec):
     scale: str = "bf16"
     name: str = field(init=False)  # type: ignore[misc]
     num_tensors = 2
+    rounds_at_random = True
 
     def __post_init__(self) -> None:
         if check_positive_int("bits", self.bits) not in (1, 2, 4, 8):

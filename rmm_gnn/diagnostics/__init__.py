@@ -1,6 +1,28 @@
-"""What a model costs: where its memory goes."""
+"""What a model costs and how noisy its gradients are: where memory goes, what a sketch adds."""
 
 from rmm_gnn.diagnostics.memory import memory_report
 from rmm_gnn.diagnostics.report import MemoryReport, SavedEntry
+from rmm_gnn.diagnostics.variance import (
+    NoiseParts,
+    alignment,
+    noise_parts,
+    paper_ratio_bound,
+    paper_rmm_variance,
+    rmm_variance,
+    sgd_variance,
+    variance_ratio,
+)
 
-__all__ = ["MemoryReport", "SavedEntry", "memory_report"]
+__all__ = [
+    "MemoryReport",
+    "NoiseParts",
+    "SavedEntry",
+    "alignment",
+    "memory_report",
+    "noise_parts",
+    "paper_ratio_bound",
+    "paper_rmm_variance",
+    "rmm_variance",
+    "sgd_variance",
+    "variance_ratio",
+]

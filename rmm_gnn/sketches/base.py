@@ -135,10 +135,18 @@ class Sketch(ABC):
         """Return uninitialised tensors shaped and typed as ``prepare`` would return them."""
         return ()
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor | None:
+    def variance(
+        self,
+        x: Tensor,  # [B, N]
+        grad_output: Tensor,  # [B, M]
+        sketch_size: int,
+        *,
+        mean: Tensor | None = None,  # [N]
+    ) -> Tensor | None:
         """Return E|X^T S S^T Y - X^T Y|_F^2 in closed form (float64 scalar), or None where none is known.
 
-        ``x`` is what is sketched: with centring, X less its column means.
+        X is ``x``, or ``x`` less the row ``mean`` where it is given: what centring sketches.  Besides vectors of B
+        numbers, a family allocates tiles of 16 MiB.
         """
         return None
 

@@ -91,9 +91,9 @@ class BlockRademacherSketch(Sketch):
                 out[first - start : last - start].addmm_(entries.T, tile, alpha=scale)
         return out
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:
+    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
         num_rows = x.shape[0]
-        m = moments(x, grad_output)
+        m = moments(x, grad_output, mean)
         if num_rows == 1:
             return torch.zeros_like(m.a)
         num_blocks = self.num_blocks(num_rows, sketch_size)

@@ -99,8 +99,8 @@ class CountSketch(Sketch):
             out[first:last] += before[ends] - before[offsets]
         return out
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:
-        m = moments(x, grad_output)
+    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
+        m = moments(x, grad_output, mean)
         return (m.a + m.c - 2.0 * m.d) * pair_share(x.shape[0], sketch_size)
 
 

@@ -52,6 +52,6 @@ class GaussianSketch(EntrywiseSketch):
         normals = torch.stack([angle.cos().mul_(radius), angle.sin().mul_(radius)], dim=2).flatten(1)
         return normals[:, start - 2 * first : stop - 2 * first]
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:
-        m = moments(x, grad_output)
+    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
+        m = moments(x, grad_output, mean)
         return (m.a + m.c) / sketch_size

@@ -93,12 +93,12 @@ class NormSamplingSketch(Sketch):
             out[begin - start : end - start] = matrix.index_select(0, rows[begin:end])
         return out.mul_(factors[start:stop].to(out.dtype).unsqueeze(1))
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:
-        q = self.probabilities(x, None, DEFAULT_WORKSPACE_BYTES)
-        x_norms = _row_norms(x, None, DEFAULT_WORKSPACE_BYTES)
+    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
+        q = self.probabilities(x, mean, DEFAULT_WORKSPACE_BYTES)
+        x_norms = _row_norms(x, mean, DEFAULT_WORKSPACE_BYTES)
         y_norms = _row_norms(grad_output, None, DEFAULT_WORKSPACE_BYTES)
         weighted = (x_norms.square() * y_norms.square() / q).sum()
-        return (weighted - moments(x, grad_output).c) / sketch_size
+        return (weighted - moments(x, grad_output, mean).c) / sketch_size
 
 
 def _row_norms(x: Tensor, mean: Tensor | None, workspace_bytes: int) -> Tensor:  # [B], float64

@@ -42,6 +42,6 @@ class RademacherSketch(EntrywiseSketch):
         words = cell_words(seed, rows, torch.arange(first, last, device=seed.device))
         return signs_of_words(words)[:, start - 32 * first : stop - 32 * first]
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:
-        m = moments(x, grad_output)
+    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
+        m = moments(x, grad_output, mean)
         return (m.a + m.c - 2.0 * m.d) / sketch_size

@@ -72,9 +72,9 @@ class RowSamplingSketch(Sketch):
             out[begin - start : end - start] = matrix.index_select(0, rows)
         return out.mul_(scale)
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:
+    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
         num_rows = x.shape[0]
-        m = moments(x, grad_output)
+        m = moments(x, grad_output, mean)
         with_replacement = (num_rows * m.d - m.c) / sketch_size
         if self.replacement:
             return with_replacement

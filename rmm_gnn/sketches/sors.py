@@ -14,7 +14,7 @@ from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import random_signs
 from rmm_gnn.sketches.base import Draw, Sketch, State
-from rmm_gnn.sketches.moments import moments
+from rmm_gnn.sketches.moments import moments, squared_norms, tiles
 from rmm_gnn.sketches.transforms import TRANSFORMS
 
 
@@ -95,22 +95,32 @@ class SORSSketch(Sketch):
         ((_, _, whole),) = self.iter_blocks(matrix, draw)
         return whole[start:stop]
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:
+    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
         transform = TRANSFORMS[self.transform]
         length = transform.length(x.shape[0])
-        m = moments(x, grad_output)
+        m = moments(x, grad_output, mean)
         if length == 1:
             return torch.zeros_like(m.a)
         pattern = transform.pattern(length, x.device)
-
-        x_norms, y_norms = x.double().square().sum(1), grad_output.double().square().sum(1)
+        x_norms = torch.cat([squared_norms(tile) for _, tile in tiles(x, mean)])
+        y_norms = torch.cat([squared_norms(tile) for _, tile in tiles(grad_output)])
         diagonal = torch.full_like(x_norms, pattern.base)
         total = pattern.base * (m.a + 2.0 * m.c)
         for sign, maps in ((0.5, pattern.plus), (-0.5, pattern.minus)):
             for target in maps:
-                products = (x.double() * x[target].double()).sum(1)
-                products *= (grad_output.double() * grad_output[target].double()).sum(1)
-                total += sign * (x_norms.dot(y_norms[target]) + 2.0 * products.sum())
+                total += sign * (x_norms.dot(y_norms[target]) + 2.0 * _row_products(x, grad_output, target, mean))
                 diagonal += sign * (target == torch.arange(length, device=x.device))
         spread = total - 2.0 * (diagonal * x_norms).dot(y_norms) - m.c
         return spread * (length - sketch_size) / ((length - 1) * sketch_size)
+
+
+def _row_products(x: Tensor, y: Tensor, target: Tensor, mean: Tensor | None) -> Tensor:
+    """Return sum_i (x_i . x_t(i)) (y_i . y_t(i)) in float64."""
+    total = x.new_zeros((), dtype=torch.float64)
+    for rows, tile in tiles(x, mean, x.shape[1] + 2 * y.shape[1]):
+        other = x[target[rows]].to(tile.dtype)
+        if mean is not None:
+            other -= mean.to(tile.dtype)
+        products = (tile * other).sum(1, dtype=torch.float64)
+        total += products.dot((y[rows].to(tile.dtype) * y[target[rows]].to(tile.dtype)).sum(1, dtype=torch.float64))
+    return total

@@ -130,13 +130,26 @@ def test_count_sketch_beats_dense_sketches_and_vanishes_at_full_size():
     assert CountSketch().variance(x, y, NUM_ROWS) == 0
 
 
-def test_moments_agree_with_their_definition():
-    x, y = torch.randn(20_000, 3), torch.randn(20_000, 2)
-    m = moments(x, y)
-    x, y = x.double(), y.double()
-    torch.testing.assert_close(m.a, x.square().sum() * y.square().sum())
-    torch.testing.assert_close(m.c, (x.T @ y).square().sum())
-    torch.testing.assert_close(m.d, (x.square().sum(1) * y.square().sum(1)).sum())
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("tile_bytes", [1, 2**12, 2**24])
+def test_moments_agree_with_their_definition(centred, tile_bytes, monkeypatch):
+    monkeypatch.setattr("rmm_gnn.sketches.moments._TILE_BYTES", tile_bytes)
+    x, y = torch.randn(2000, 3) + 5, torch.randn(2000, 2)
+    mean = x.mean(0) if centred else None
+    m = moments(x, y, mean)
+    x, y = x.double() - (0 if mean is None else mean.double()), y.double()
+    torch.testing.assert_close(m.a, x.square().sum() * y.square().sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(m.c, (x.T @ y).square().sum(), rtol=1e-4, atol=0)  # products of float32 numbers
+    torch.testing.assert_close(m.d, (x.square().sum(1) * y.square().sum(1)).sum(), rtol=1e-6, atol=0)
+
+
+@FAMILY
+def test_variance_of_what_is_centred_needs_no_centred_copy(name):
+    x, y = correlated_data()
+    x = x + 3
+    mean = x.mean(0)
+    expected = CASES[name].variance(x - mean, y, SKETCH_SIZE)
+    torch.testing.assert_close(CASES[name].variance(x, y, SKETCH_SIZE, mean=mean), expected)
 
 
 def test_norm_sampling_keeps_rows_of_norm_zero_possible():

@@ -1,0 +1,259 @@
+r"""How noisy a weight gradient is: from the choice of samples (SGD), and from what the sketch adds (RMM).
+
+X [B, N] is a linear layer's flattened input, Y [B, M] the gradient of its output, and
+
+.. math::
+    a = |X|^2 |Y|^2, \qquad c = |X^T Y|^2, \qquad d = \sum_i |x_i|^2 |y_i|^2 .
+
+Everything here costs one pass over X and Y, O(B N M) operations as the gradient itself, and tiles of 16 MiB besides.
+Equation numbers are those of Bershatsky et al., *Memory-Efficient Backpropagation through Large Linear Layers*.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rmm_gnn._validation import check_matrix, check_positive_int, check_seed
+from rmm_gnn.codecs import get_codec
+from rmm_gnn.config import RMMConfig
+from rmm_gnn.control_variates import column_means
+from rmm_gnn.sketches import Draw
+from rmm_gnn.sketches.moments import moments
+
+
+class NoiseParts(NamedTuple):
+    """What the variance of an estimated weight gradient is made of, float64 scalars.
+
+    Attributes:
+        sketch: From S, in closed form.
+        rounding: From the codec's random rounding of the sketch, on average over S.
+    """
+
+    sketch: Tensor
+    rounding: Tensor
+
+
+def sgd_variance(x: Tensor, grad_output: Tensor) -> Tensor:  # [B, N], [B, M]
+    r"""Return the variance that choosing the B samples brings into the weight gradient (9).
+
+    .. math::
+        D^2_{SGD} = \frac{B}{B-1} \sum_i |x_i|^2 |y_i|^2 - \frac{|X^T Y|^2}{B-1} = \frac{B d - c}{B - 1}
+
+    Args:
+        x: Input of the layer.
+        grad_output: Gradient of its output.
+
+    Returns:
+        A float64 scalar.
+
+    Raises:
+        TypeError: If an argument is not a dense real floating-point tensor.
+        ValueError: If an argument is not a matrix, the numbers of rows differ, or there are fewer than two.
+    """
+    num_rows = _check_pair(x, grad_output, at_least=2)
+    m = moments(x, grad_output)
+    return (num_rows * m.d - m.c) / (num_rows - 1)
+
+
+def rmm_variance(
+    x: Tensor,  # [B, N]
+    grad_output: Tensor,  # [B, M]
+    config: RMMConfig,
+    *,
+    seed: int | Tensor = 0,
+    num_draws: int = 1,
+) -> Tensor:
+    r"""Return :math:`E|\hat G - X^T Y|_F^2`, the variance that sketch and codec bring into the weight gradient.
+
+    The share of S is the family's closed form, of X less its column means with ``config.center``.  The share of a
+    stochastic codec, given S, is :math:`\sum_r |\tilde y_r|^2 \sum_n \mathrm{Var}[\tilde x_{rn}]` over the rows of
+    S^T X and S^T Y; its mean over S has no closed form and is averaged over ``num_draws`` draws, each of which is right
+    on average (one draw is off by a few per cent at a hundred sketch rows, less with more).  Both add, since rounding
+    is unbiased given S.  The cast codecs round to nearest, which is no variance: for them this is the share of S.
+
+    *Erratum.*  The paper's (11) is :func:`paper_rmm_variance`; the right one for its Gaussian S is (a + c)/k.
+
+    Args:
+        x: Input of the layer.
+        grad_output: Gradient of its output.
+        config: How x is kept.
+        seed: Where the draws for the codec's share come from; without a stochastic codec it is not used.
+        num_draws: Number of these draws.
+
+    Returns:
+        A float64 scalar.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If shapes do not fit, or the sketch family has no closed form.
+
+    Example:
+        >>> x, grad_output = torch.ones(100, 3), torch.ones(100, 2)
+        >>> float(rmm_variance(x, grad_output, RMMConfig(rate=0.1)))  # centring leaves nothing to sketch
+        0.0
+    """
+    parts = noise_parts(x, grad_output, config, seed=seed, num_draws=num_draws)
+    return parts.sketch + parts.rounding
+
+
+def noise_parts(
+    x: Tensor, grad_output: Tensor, config: RMMConfig, *, seed: int | Tensor = 0, num_draws: int = 1
+) -> NoiseParts:
+    """Return the two summands of :func:`rmm_variance`; arguments, errors and cost are the same."""
+    num_rows = _check_pair(x, grad_output, at_least=1)
+    check_positive_int("num_draws", num_draws)
+    first = check_seed(seed, x.device)
+    mean = column_means(x, config.workspace_bytes) if config.center else None
+    sketch = config.family.variance(x, grad_output, config.sketch_size(num_rows), mean=mean)
+    if sketch is None:
+        raise ValueError(
+            f"'config' must have a sketch whose variance is known (got {config.family.name!r}). "
+            "Give its class a 'variance', or choose another family."
+        )
+    rounding = torch.zeros_like(sketch)
+    if not get_codec(config.codec).rounds_at_random:
+        return NoiseParts(sketch, rounding)
+    for draw in range(num_draws):
+        rounding += rounding_variance(x, grad_output, config, first + draw, mean)
+    return NoiseParts(sketch, rounding / num_draws)
+
+
+def rounding_variance(
+    x: Tensor, grad_output: Tensor, config: RMMConfig, seed: Tensor, mean: Tensor | None, max_rows: int | None = None
+) -> Tensor:
+    """Return the variance that storing S^T X in the codec adds, given the S of ``seed``.
+
+    Args:
+        x: Input of the layer [B, N].
+        grad_output: Gradient of its output [B, M].
+        config: How x is kept.
+        seed: Of S.
+        mean: What is subtracted from every row of x; None without centring.
+        max_rows: Read so many of the sketch's rows at most, and scale up: the rows are exchangeable.
+    """
+    family, codec, num_rows = config.family, get_codec(config.codec), x.shape[0]
+    size = config.sketch_size(num_rows)
+    state = family.prepare(x, mean, seed, size, config.workspace_bytes)
+    draw = Draw(seed, size, state, config.workspace_bytes // 2, config.backend)
+    ones_sketch = None if mean is None else family.sketch_ones(num_rows, draw, mean.dtype)
+    total = x.new_zeros((), dtype=torch.float64)
+    read = size if max_rows is None else min(size, max_rows)
+    height = max(1, config.workspace_bytes // 8 // (4 * (x.shape[1] + grad_output.shape[1])))
+    for start in range(0, read, height):
+        stop = min(start + height, read)
+        block = family.sketch_rows(x, draw, start, stop)
+        if mean is not None and ones_sketch is not None:
+            block.addr_(ones_sketch[start:stop], mean, alpha=-1.0)
+        per_row = codec.variance(block).sum(1, dtype=torch.float64)
+        weights = torch.linalg.vector_norm(
+            family.sketch_rows(grad_output, draw, start, stop), dim=1, dtype=torch.float64
+        )
+        total += per_row.dot(weights.square_())
+    return total * (size / read)
+
+
+def variance_ratio(x: Tensor, grad_output: Tensor, config: RMMConfig, *, seed: int | Tensor = 0) -> Tensor:
+    """Return :func:`rmm_variance` over :func:`sgd_variance`: the noise that is added over the noise of the data.
+
+    Arguments and errors are theirs.  Inf where the data bring none.
+    """
+    return rmm_variance(x, grad_output, config, seed=seed) / sgd_variance(x, grad_output)
+
+
+def alignment(x: Tensor, grad_output: Tensor) -> Tensor:  # [B, N], [B, M]
+    r"""Return :math:`\alpha = |X^T Y|^2 / (|X|^2 |Y|^2) = c/a` (13): 1 where all rows agree, 0 where the gradient is 0.
+
+    Args:
+        x: Input of the layer.
+        grad_output: Gradient of its output.
+
+    Returns:
+        A float64 scalar in [0, 1]; nan where x or grad_output is 0.
+
+    Raises:
+        TypeError: If an argument is not a dense real floating-point tensor.
+        ValueError: If an argument is not a matrix, or the numbers of rows differ.
+    """
+    _check_pair(x, grad_output, at_least=1)
+    m = moments(x, grad_output)
+    return m.c / m.a
+
+
+def paper_rmm_variance(x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:  # [B, N], [B, M]
+    r"""Return the paper's formula for the variance of a Gaussian sketch (11), for comparison: it is wrong.
+
+    .. math::
+        \frac{|X|^2 |Y|^2 - |X^T Y|^2}{k} = \frac{a - c}{k}, \qquad \text{right:} \quad \frac{a + c}{k}
+
+    Its proof drops the fourth moment in (36).  For rows that all agree (a = c) it gives 0 for any k, although one
+    Gaussian number squared, the estimate of 1 at k = 1, has the variance 2.
+
+    Args:
+        x: Input of the layer.
+        grad_output: Gradient of its output.
+        sketch_size: k.
+
+    Returns:
+        A float64 scalar.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is not a matrix, the numbers of rows differ, or ``sketch_size`` is below 1.
+    """
+    _check_pair(x, grad_output, at_least=1)
+    check_positive_int("sketch_size", sketch_size)
+    m = moments(x, grad_output)
+    return (m.a - m.c) / sketch_size
+
+
+def paper_ratio_bound(x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:  # [B, N], [B, M]
+    r"""Return the paper's upper bound on :math:`D^2_{RMM} / D^2_{SGD}` (12), for comparison: it does not hold.
+
+    .. math::
+        \frac{D^2_{RMM}}{D^2_{SGD}} \le \frac{B - 1}{k} \cdot \frac{\alpha + 1}{\alpha}
+
+    The last step of the proof (A.3) loses a term 2 |X|^2 |Y|^2.  Counterexample: x_i = t_i u and y_i = v / t_i.  Every
+    sample then has the same gradient, so D_SGD is 0, the sketch still adds noise, and the right side is finite.
+
+    Args:
+        x: Input of the layer.
+        grad_output: Gradient of its output.
+        sketch_size: k.
+
+    Returns:
+        A float64 scalar; inf where the gradient is 0.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is not a matrix, the numbers of rows differ, or ``sketch_size`` is below 1.
+
+    Example:
+        >>> t = torch.tensor([1.0, 2.0, 4.0]).unsqueeze(1)
+        >>> x, grad_output = t * torch.tensor([1.0, 0.0]), torch.tensor([3.0]) / t
+        >>> float(sgd_variance(x, grad_output))
+        0.0
+        >>> bool(rmm_variance(x, grad_output, RMMConfig(size=1, sketch="gaussian", center=False)) > 0)
+        True
+        >>> bool(paper_ratio_bound(x, grad_output, 1).isfinite())
+        True
+    """
+    num_rows = _check_pair(x, grad_output, at_least=1)
+    check_positive_int("sketch_size", sketch_size)
+    m = moments(x, grad_output)
+    return (num_rows - 1) / sketch_size * (m.c + m.a) / m.c
+
+
+def _check_pair(x: Tensor, grad_output: Tensor, at_least: int) -> int:
+    """Check the shapes and return B."""
+    check_matrix("x", x)
+    check_matrix("grad_output", grad_output)
+    if x.shape[0] != grad_output.shape[0]:
+        raise ValueError(
+            f"'grad_output' must have the rows of 'x', {x.shape[0]} (got {grad_output.shape[0]}). Flatten both alike."
+        )
+    if x.shape[0] < at_least:
+        raise ValueError(f"'x' must have at least {at_least} rows (got {x.shape[0]}). One sample has no variance.")
+    return x.shape[0]
