@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.sketches.moments import Moments, moments
 
 DEFAULT_WORKSPACE_BYTES = 64 * 2**20
 
@@ -135,6 +136,13 @@ class Sketch(ABC):
         """Return uninitialised tensors shaped and typed as ``prepare`` would return them."""
         return ()
 
+    def variance_of_moments(self, m: Moments, num_rows: int, sketch_size: int) -> Tensor | None:
+        """Return E|X^T S S^T Y - X^T Y|_F^2 where a, c, d and the sizes decide it; None where they do not.
+
+        A family without such a formula gives ``variance``, or none.
+        """
+        return None
+
     def variance(
         self,
         x: Tensor,  # [B, N]
@@ -148,7 +156,7 @@ class Sketch(ABC):
         X is ``x``, or ``x`` less the row ``mean`` where it is given: what centring sketches.  Besides vectors of B
         numbers, a family allocates tiles of 16 MiB.
         """
-        return None
+        return self.variance_of_moments(moments(x, grad_output, mean), x.shape[0], sketch_size)
 
     @property
     def spec(self) -> str:

@@ -13,7 +13,7 @@ from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.permutation import permutation
 from rmm_gnn.sketches.base import Draw, Sketch, State
 from rmm_gnn.sketches.blocks import block_start
-from rmm_gnn.sketches.moments import moments
+from rmm_gnn.sketches.moments import Moments
 from rmm_gnn.sketches.rademacher import RademacherSketch
 
 _ENTRIES = RademacherSketch()
@@ -91,9 +91,7 @@ class BlockRademacherSketch(Sketch):
                 out[first - start : last - start].addmm_(entries.T, tile, alpha=scale)
         return out
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
-        num_rows = x.shape[0]
-        m = moments(x, grad_output, mean)
+    def variance_of_moments(self, m: Moments, num_rows: int, sketch_size: int) -> Tensor:
         if num_rows == 1:
             return torch.zeros_like(m.a)
         num_blocks = self.num_blocks(num_rows, sketch_size)

@@ -15,7 +15,7 @@ from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import random_signs
 from rmm_gnn.sketches.base import Draw, Sketch, State
 from rmm_gnn.sketches.blocks import block_start, pair_share
-from rmm_gnn.sketches.moments import moments
+from rmm_gnn.sketches.moments import Moments
 
 # Permutation, hash and offset vectors, all int64 or smaller, that exist at once for one position.
 _BYTES_PER_POSITION = 96
@@ -99,9 +99,8 @@ class CountSketch(Sketch):
             out[first:last] += before[ends] - before[offsets]
         return out
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
-        m = moments(x, grad_output, mean)
-        return (m.a + m.c - 2.0 * m.d) * pair_share(x.shape[0], sketch_size)
+    def variance_of_moments(self, m: Moments, num_rows: int, sketch_size: int) -> Tensor:
+        return (m.a + m.c - 2.0 * m.d) * pair_share(num_rows, sketch_size)
 
 
 def _offsets(num_rows: int, sketch_size: int, first: int, last: int, begin: int, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rmm_gnn.sketches.dense import EntrywiseSketch, cell_words
-from rmm_gnn.sketches.moments import moments
+from rmm_gnn.sketches.moments import Moments
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,5 @@ class GaussianSketch(EntrywiseSketch):
         normals = torch.stack([angle.cos().mul_(radius), angle.sin().mul_(radius)], dim=2).flatten(1)
         return normals[:, start - 2 * first : stop - 2 * first]
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
-        m = moments(x, grad_output, mean)
+    def variance_of_moments(self, m: Moments, num_rows: int, sketch_size: int) -> Tensor:
         return (m.a + m.c) / sketch_size

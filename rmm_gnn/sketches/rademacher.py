@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmm_gnn.seeding import signs_of_words
 from rmm_gnn.sketches.dense import EntrywiseSketch, cell_words
-from rmm_gnn.sketches.moments import moments
+from rmm_gnn.sketches.moments import Moments
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,5 @@ class RademacherSketch(EntrywiseSketch):
         words = cell_words(seed, rows, torch.arange(first, last, device=seed.device))
         return signs_of_words(words)[:, start - 32 * first : stop - 32 * first]
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
-        m = moments(x, grad_output, mean)
+    def variance_of_moments(self, m: Moments, num_rows: int, sketch_size: int) -> Tensor:
         return (m.a + m.c - 2.0 * m.d) / sketch_size

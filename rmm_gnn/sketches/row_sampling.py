@@ -13,7 +13,7 @@ from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import Stream, uniform
 from rmm_gnn.sketches.base import Draw, Sketch, State
-from rmm_gnn.sketches.moments import moments
+from rmm_gnn.sketches.moments import Moments
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,7 @@ class RowSamplingSketch(Sketch):
             out[begin - start : end - start] = matrix.index_select(0, rows)
         return out.mul_(scale)
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
-        num_rows = x.shape[0]
-        m = moments(x, grad_output, mean)
+    def variance_of_moments(self, m: Moments, num_rows: int, sketch_size: int) -> Tensor:
         with_replacement = (num_rows * m.d - m.c) / sketch_size
         if self.replacement:
             return with_replacement
