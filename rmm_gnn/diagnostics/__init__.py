@@ -1,6 +1,8 @@
 """What a model costs and how noisy its gradients are: where memory goes, what a sketch adds."""
 
 from rmm_gnn.diagnostics.memory import memory_report
+from rmm_gnn.diagnostics.online import estimate_moments
+from rmm_gnn.diagnostics.probe import GradientProbe, NoiseRecord
 from rmm_gnn.diagnostics.report import MemoryReport, SavedEntry
 from rmm_gnn.diagnostics.variance import (
     NoiseParts,
@@ -14,10 +16,13 @@ from rmm_gnn.diagnostics.variance import (
 )
 
 __all__ = [
+    "GradientProbe",
     "MemoryReport",
     "NoiseParts",
+    "NoiseRecord",
     "SavedEntry",
     "alignment",
+    "estimate_moments",
     "memory_report",
     "noise_parts",
     "paper_ratio_bound",

@@ -1,0 +1,146 @@
+"""Sees every product with a trained weight in a forward pass, in layers of any kind, and its gradient in backward."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+import rmm_gnn.functional as lean
+from rmm_gnn.config import RMMConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """X W^T with a trained W, as a forward pass computes it.
+
+    Attributes:
+        name: Qualified name of the parameter that W is, or is made of.
+        x: X, [*, N]; the tensor itself, not a copy.
+        out: The product, [*, M], or the output that it was added to.
+        config: How X is sketched; None where it is not.
+        codec: What X is stored in, whole; None where it is sketched or kept as it is.
+    """
+
+    name: str
+    x: Tensor
+    out: Tensor
+    config: RMMConfig | None = None
+    codec: str | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """X as a matrix [B, N] outside of the graph."""
+        return self.x.detach().reshape(-1, self.x.shape[-1])
+
+
+class WatchProducts(TorchFunctionMode):
+    """While active, reports every product with one of the given parameters.
+
+    Reached are ``F.linear``, ``addmm``, ``mm``, ``matmul`` and ``@`` with the weight on the right, and this library's
+    layers.  A weight made of one parameter, such as a transpose, a cast or ``(1 - beta) I + beta W``, goes by that
+    parameter's name.
+
+    Args:
+        names: Parameters and their names.
+        on_product: Called with each product that autograd will ask for the gradient of its weight.
+    """
+
+    def __init__(self, names: Mapping[Tensor, str], on_product: Callable[[Product], None]) -> None:
+        super().__init__()
+        self._names = WeakIdKeyDictionary(dict(names))
+        self._made_of: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._on_product = on_product
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        # The mode is off while it handles a call: what this product is made of is not reported again.
+        out = func(*args, **kwargs)
+        read = _PRODUCTS.get(func)
+        if read is not None:
+            found = read(*args, **kwargs)
+            name = None if found is None else self._name_of(found.weight)
+            if found is not None and name is not None and out.requires_grad and found.weight.requires_grad:
+                self._on_product(Product(name, found.x, out, found.config, found.codec))
+        elif isinstance(out, Tensor) and out.dim() == 2 and out.requires_grad:
+            made_of = {self._name_of(arg) for arg in args if isinstance(arg, Tensor)} - {None}
+            if len(made_of) == 1 and not any(isinstance(arg, Tensor) and arg.dim() > 2 for arg in args):
+                self._remember(out, made_of.pop(), args)
+        return out
+
+    def _name_of(self, tensor: Tensor) -> str | None:
+        for known in (tensor, tensor._base):
+            if known is not None:
+                name = self._names.get(known) or self._made_of.get(known)
+                if name is not None:
+                    return name
+        return None
+
+    def _remember(self, out: Tensor, name: str | None, args: tuple) -> None:
+        """Note that ``out`` is the parameter in another form: as many numbers, and nothing else that needs a gradient.
+
+        That tells a cast or a transpose from the features that a product of the weight would be.
+        """
+        sources = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
+        if len(sources) == 1 and sources[0].numel() == out.numel():
+            self._made_of[out] = name
+
+
+@dataclass(frozen=True)
+class _Found:
+    x: Tensor
+    weight: Tensor
+    config: RMMConfig | None = None
+    codec: str | None = None
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Any = None) -> _Found:
+    return _Found(input, weight)
+
+
+def _matmul(input: Tensor, other: Tensor, **_: Any) -> _Found | None:
+    return _Found(input, other) if other.dim() == 2 and input.dim() >= 2 else None
+
+
+def _mm(input: Tensor, mat2: Tensor, **_: Any) -> _Found:
+    return _Found(input, mat2)
+
+
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **_: Any) -> _Found:
+    return _Found(mat1, mat2)
+
+
+def _sketched(function: Callable[..., Any], x: str, weight: str) -> Callable[..., _Found]:
+    signature = inspect.signature(function)
+
+    def read(*args: Any, **kwargs: Any) -> _Found:
+        given = signature.bind(*args, **kwargs).arguments
+        return _Found(given[x], given[weight], config=given["config"])
+
+    return read
+
+
+def _shared(x: Tensor, weight: Tensor, *, codec: Any = "fp32", seed: Any = None) -> _Found:
+    return _Found(x, weight, codec=codec if isinstance(codec, str) else codec.spec)
+
+
+_PRODUCTS: dict[Any, Callable[..., _Found | None]] = {
+    F.linear: _linear,
+    torch.addmm: _addmm,
+    Tensor.addmm: _addmm,
+    torch.mm: _mm,
+    Tensor.mm: _mm,
+    torch.matmul: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    lean.rmm_linear: _sketched(lean.rmm_linear, "x", "weight"),
+    lean.addmm: _sketched(lean.addmm, "mat1", "mat2"),
+    lean.shared_input_linear: _shared,
+}

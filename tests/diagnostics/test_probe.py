@@ -1,0 +1,245 @@
+"""The probe sees the products that there are, measures what the functions of ``variance`` say, and disturbs nothing."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+from torch_geometric.nn import GAT, GCN, GCN2Conv, GraphSAGE
+
+from rmm_gnn import RMMConfig, compress_activations, convert_to_rmm
+from rmm_gnn.codecs import get_codec
+from rmm_gnn.diagnostics import GradientProbe, alignment, rmm_variance, sgd_variance
+from tests.diagnostics.models import C, Expression, N
+
+CONFIG = RMMConfig(rate=0.2, codec="int4")
+EDGES = torch.randint(N, (2, 4 * N), generator=torch.Generator().manual_seed(0))
+
+
+class TwoGCN2(torch.nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.first = torch.nn.Linear(8, C)
+        self.convs = torch.nn.ModuleList([GCN2Conv(C, 0.5, normalize=False, **settings) for _ in range(2)])
+
+    def forward(self, x):
+        h = x_0 = self.first(x).relu()
+        for conv in self.convs:
+            h = F.relu(conv(h, x_0, EDGES))
+        return h
+
+
+def features(columns=8, seed=0):
+    return torch.randn(N, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def run(model, x, mode=None, steps=1, **settings):
+    with GradientProbe(model, CONFIG, **{"every": 1, **settings}) as probe:
+        for _ in range(steps):
+            if mode is None:
+                loss = model(x).square().mean()
+            else:
+                with mode():
+                    loss = model(x).square().mean()
+            loss.backward()
+    return {record.layer: record for record in probe.records}
+
+
+def test_the_numbers_are_those_of_the_functions():
+    model, x = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)), features()
+    record = run(model, x)["2.weight"]
+    h = model[:2](x).detach()
+    gradient = 2 * model[2](h).detach() / (3 * N)
+    assert (record.step, record.num_rows, record.sketch_size) == (0, N, N // 5)
+    expected = [sgd_variance(h, gradient), alignment(h, gradient), model[2].weight.grad.square().sum()]
+    found = [record.sgd_variance, record.alignment, record.gradient_square]
+    torch.testing.assert_close(torch.tensor(found), torch.stack(expected).float(), rtol=1e-4, atol=0)
+    assert record.rmm_variance == pytest.approx(float(rmm_variance(h, gradient, CONFIG)), rel=0.1)
+    assert record.variance_ratio == record.rmm_variance / record.sgd_variance
+    assert record.relative_noise == record.rmm_variance / record.gradient_square
+
+
+WEIGHTS = ["first.weight", *(f"convs.{i}.weight{j}" for i in (0, 1) for j in (1, 2))]
+
+
+@pytest.mark.parametrize("theta", [None, 0.5])
+@pytest.mark.parametrize("kind", ["stock", "converted", "compressed", "converted and compressed"])
+def test_every_weight_is_measured_whatever_the_layers_are(kind, theta):
+    settings = {} if theta is None else {"theta": theta, "layer": 1}
+    model = TwoGCN2(shared_weights=False, **settings)
+    if "converted" in kind:
+        convert_to_rmm(model, CONFIG)
+    records = run(model, features(), (lambda: compress_activations(CONFIG)) if "compressed" in kind else None)
+    assert sorted(records) == sorted(WEIGHTS)
+    beta = model.convs[0].beta
+    for name in WEIGHTS[1:]:
+        if "converted" in kind and name.endswith("weight2"):  # x_0 is kept as it is: no noise, an exact gradient
+            assert records[name].rmm_variance == 0
+            exact = model.get_parameter(name).grad.square().sum() / (beta * model.convs[0].alpha) ** 2
+            assert records[name].gradient_square == pytest.approx(float(exact), rel=1e-4)
+        else:
+            assert records[name].sketch_size == N // 5 and records[name].rounding_variance > 0
+
+
+@pytest.mark.parametrize("make", [GCN, GraphSAGE, GAT])
+def test_stock_models_of_pyg(make):
+    model = make(8, 16, num_layers=2, out_channels=4)
+    wrapped = Expression(lambda self, x: self.model(x, EDGES), model=model)
+    matrices = {name for name, parameter in wrapped.named_parameters() if parameter.dim() == 2}
+    assert run(wrapped, features()).keys() == matrices
+
+
+def test_mode_sketch_agrees_with_mode_exact():
+    model = TwoGCN2(shared_weights=False)
+    x = features()
+    with GradientProbe(model, CONFIG, every=1) as exact, GradientProbe(model, CONFIG, every=1, mode="sketch") as online:
+        model(x).square().mean().backward()
+    pairs = list(zip(exact.records, online.records, strict=True))
+    assert len(pairs) == 5
+    for one, other in pairs:
+        assert one.layer == other.layer
+        assert other.sketch_variance == pytest.approx(one.sketch_variance, rel=0.25)
+        assert other.rounding_variance == pytest.approx(one.rounding_variance, rel=0.25)
+        assert other.sgd_variance == pytest.approx(one.sgd_variance, rel=0.25)
+
+
+def test_a_coded_x_0_has_the_noise_of_its_rounding():
+    model = convert_to_rmm(TwoGCN2(shared_weights=False), RMMConfig(rate=0.2, x0_codec="int2"))
+    records, kept = run(model, features()), {}
+
+    def keep(module, args, out):
+        kept["x_0"] = args[1].detach()
+        out.register_hook(lambda gradient: kept.update(gradient=gradient))
+
+    handle = model.convs[1].register_forward_hook(keep)
+    model(features()).square().mean().backward()
+    handle.remove()
+    per_row = get_codec("int2").variance(kept["x_0"]).sum(1)
+    expected = (per_row * kept["gradient"].square().sum(1)).sum()
+    assert records["convs.1.weight2"].rounding_variance == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["exact", "sketch"])
+def test_training_is_what_it_is_without_a_probe(mode):
+    def gradients(probed):
+        torch.manual_seed(0)
+        model = convert_to_rmm(TwoGCN2(shared_weights=False), CONFIG)
+        probe = GradientProbe(model, every=1, mode=mode) if probed else None
+        for _ in range(2):
+            F.dropout(model(features())).square().mean().backward()
+        assert probe is None or len(probe.records) == 10
+        return [parameter.grad for parameter in model.parameters()] + [torch.rand(3)]
+
+    for one, other in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_only_some_steps_layers_and_records_are_kept():
+    model, x = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)), features()
+    with GradientProbe(model, CONFIG, every=3, layers="1.*", max_records=2) as probe:
+        for _ in range(8):
+            model(x).square().mean().backward()
+            model.eval()
+            model(x)
+            model.train()
+            with torch.no_grad():
+                model(x)
+        assert [(record.step, record.layer) for record in probe.records] == [(3, "1.weight"), (6, "1.weight")]
+    model(x).square().mean().backward()
+    assert len(probe.records) == 2 and probe.step == 7
+
+
+def test_what_is_held_at_a_step_goes_with_its_graph():
+    import gc
+    import weakref
+
+    model, x = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), features()
+    inputs = []
+    model[2].register_forward_pre_hook(lambda module, args: inputs.append(weakref.ref(args[0])))
+    with GradientProbe(model, CONFIG, every=1) as probe:
+        loss = model(x).square().mean()
+        loss.backward()
+        del loss
+        gc.collect()
+        assert inputs[0]() is None and len(probe.records) == 2
+
+
+def test_an_error_in_the_forward_pass_leaves_no_mode_behind():
+    model = Expression(lambda self, x: 1 / 0, layer=torch.nn.Linear(2, 2))
+    with GradientProbe(model, every=1), pytest.raises(ZeroDivisionError):
+        model(torch.ones(2, 2))
+    assert torch.overrides._get_current_function_mode() is None
+
+
+def test_checkpointed_blocks_are_seen_once():
+    model = Expression(
+        lambda self, x: self.last(checkpoint(self.first, x, use_reentrant=False)),
+        first=torch.nn.Linear(8, 8), last=torch.nn.Linear(8, 2),
+    )  # fmt: skip
+    with GradientProbe(model, CONFIG, every=1) as probe:
+        model(features()).square().mean().backward()
+    assert sorted(record.layer for record in probe.records) == ["first.weight", "last.weight"]
+
+
+def test_an_input_that_is_overwritten_is_refused_in_exact_mode():
+    model = Expression(lambda self, x: self.layer(x) + x.mul_(2).sum() * 0, layer=torch.nn.Linear(8, 2))
+    convert_to_rmm(model, CONFIG)
+    with GradientProbe(model, every=1), pytest.raises(RuntimeError, match=r"'layer.weight' was changed in place"):
+        model(features()).sum().backward()
+    with GradientProbe(model, every=1, mode="sketch") as probe:
+        model(features()).sum().backward()
+    assert len(probe.records) == 1
+
+
+def test_records_are_written_one_object_a_line(tmp_path):
+    model = torch.nn.Linear(8, 2)
+    with GradientProbe(model, CONFIG, every=1) as probe:
+        model(features()[:1]).sum().backward()  # one row has no variance
+        model(features()).sum().backward()
+    probe.to_jsonl(tmp_path / "noise.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "noise.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1]
+    assert lines[0]["sgd_variance"] is None and lines[1]["rmm_variance"] == probe.records[1].rmm_variance
+
+
+def test_the_plot_has_a_column_for_each_layer(tmp_path):
+    pytest.importorskip("matplotlib")
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    with GradientProbe(model, CONFIG, every=1) as probe:
+        for _ in range(3):
+            model(features()).square().mean().backward()
+    probe.plot(tmp_path / "noise.png")
+    probe.plot(tmp_path / "one.png", ["1.weight"])
+    import matplotlib.image
+
+    wide, narrow = (matplotlib.image.imread(tmp_path / name).shape[1] for name in ("noise.png", "one.png"))
+    assert wide == 2 * narrow
+    with pytest.raises(ValueError, match=r"'layers' must be weights that were recorded .*1.weight, 0.weight"):
+        probe.plot(tmp_path / "none.png", ["2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [
+        ({"config": 0.1}, TypeError, "'config' must be an RMMConfig"),
+        ({"every": 0}, ValueError, "'every' must be at least 1"),
+        ({"mode": "fast"}, ValueError, "'mode' must be a known name .*exact, sketch"),
+        (
+            {"layers": ["weight", "wait"]},
+            ValueError,
+            r"'layers' must name trained weights .*\['wait'\].*They are: weight",
+        ),
+        ({"layers": "none"}, ValueError, r"'layers' must name trained weights"),
+    ],
+)
+def test_errors(settings, error, match):
+    with pytest.raises(error, match=match):
+        GradientProbe(torch.nn.Linear(2, 2), **settings)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match=r"'model' must be a torch.nn.Module"):
+        GradientProbe(F.relu)
+    with pytest.raises(TypeError, match="'model' must not be compiled"):
+        GradientProbe(torch.compile(torch.nn.Linear(2, 2)))
