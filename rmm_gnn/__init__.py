@@ -4,8 +4,9 @@ from rmm_gnn.codecs import StochasticCodec
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.context import compress_activations
 from rmm_gnn.convert import convert_to_rmm, revert_rmm
-from rmm_gnn.diagnostics import MemoryReport, memory_report
+from rmm_gnn.diagnostics import GradientProbe, MemoryReport, memory_report
 from rmm_gnn.functional import rmm_linear
+from rmm_gnn.planning import Plan, plan
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sketches import (
     BlockRademacherSketch,
@@ -24,8 +25,10 @@ __all__ = [
     "BlockRademacherSketch",
     "CountSketch",
     "GaussianSketch",
+    "GradientProbe",
     "MemoryReport",
     "NormSamplingSketch",
+    "Plan",
     "RMMConfig",
     "RademacherSketch",
     "RowSamplingSketch",
@@ -36,6 +39,7 @@ __all__ = [
     "convert_to_rmm",
     "draw_seed",
     "memory_report",
+    "plan",
     "revert_rmm",
     "rmm_linear",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -136,6 +137,12 @@ class RMMConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, for records."""
         return {"sketch": self.family.to_dict(), **{name: getattr(self, name) for name in _PLAIN_FIELDS}}
+
+    @staticmethod
+    def from_dict(settings: Mapping[str, Any]) -> RMMConfig:
+        """Rebuild the config that ``to_dict`` gave, from a record for instance."""
+        sketch = from_spec(json.dumps(settings["sketch"]))
+        return RMMConfig(sketch=sketch, **{name: settings[name] for name in _PLAIN_FIELDS})
 
     def extra_repr(self) -> str:
         """Return what a layer prints of it: the rate or size, then the settings that are not the defaults."""

@@ -21,10 +21,11 @@ LAYERS = [
     {"functional"},
     {"nn", "context", "diagnostics"},
     {"convert", "baselines"},
+    {"planning"},
     {"__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ABOVE_NN = {"nn", "convert", "baselines", "__init__"}
+ABOVE_NN = {"nn", "convert", "baselines", "planning", "__init__"}
 
 
 def imports(path):

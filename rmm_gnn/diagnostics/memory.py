@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from rmm_gnn.diagnostics.peak import measure_step
 from rmm_gnn.diagnostics.recorder import Recorder
-from rmm_gnn.diagnostics.report import MemoryReport
+from rmm_gnn.diagnostics.report import MemoryReport, SavedEntry
 from rmm_gnn.diagnostics.restoring import SetAsideGradients, leaves_of, left_as_found, same_random_numbers
 from rmm_gnn.diagnostics.storages import captured_by, storage_sizes, tensors_in
 
@@ -129,6 +129,21 @@ def memory_report(
         optimizer_bytes=None if optimizer is None else _total(storage_sizes(tensors_in(dict(optimizer.state)))),
         **measured._asdict(),
     )
+
+
+def saved_entries(model: Module, inputs: tuple[Any, ...], loss_fn: LossFn) -> tuple[SavedEntry, ...]:
+    """The entries of ``memory_report`` alone, from two forward passes of a model that may be changed by them."""
+    given = list(tensors_in(*_aliases(inputs, {})))
+    loss_fn(model(*_aliases(inputs, {})[0]))  # fills caches, which are the model's then
+    owned = storage_sizes([*model.parameters(), *model.buffers(), *tensors_in(model)])
+    recorder = Recorder()
+    with recorder.watch(model):
+        loss = loss_fn(model(*_aliases(inputs, {})[0]))
+    entries, _, _ = recorder.entries(
+        parameters=owned, inputs=storage_sizes([*given, *tensors_in(captured_by(loss_fn))])
+    )
+    del loss
+    return entries
 
 
 def _aliases(inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -44,7 +44,7 @@ def entry_table(report: MemoryReport, limit: int | None) -> str:
         rows.append([f"and {len(rest)} more", "", format_bytes(size), _percent(size, total), str(count), "", ""])
     count = sum(entry.num_storages for entry in report.entries)
     foot = ["total", "", format_bytes(total), _percent(total, total), str(count), "", ""]
-    return _align(head, rows, foot, right={2, 3, 4})
+    return align(head, rows, foot, right={2, 3, 4})
 
 
 def total_table(what: str, sums: Mapping[str, int], limit: int | None) -> str:
@@ -56,7 +56,7 @@ def total_table(what: str, sums: Mapping[str, int], limit: int | None) -> str:
         shown.append((f"and {len(rest)} more", sum(size for _, size in rest)))
     rows = [[name, format_bytes(size), _percent(size, total)] for name, size in shown]
     foot = ["total", format_bytes(total), _percent(total, total)]
-    return _align([what, "bytes", "%"], rows, foot, right={1, 2})
+    return align([what, "bytes", "%"], rows, foot, right={1, 2})
 
 
 def summary(report: MemoryReport) -> str:
@@ -93,7 +93,8 @@ def _sharing(entry: SavedEntry) -> str:
     return ", ".join(names + ([f"{more} more"] if more else []))
 
 
-def _align(head: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[str], right: set[int]) -> str:
+def align(head: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[str], right: set[int]) -> str:
+    """Set cells in columns between two rules; columns in ``right`` stand flush right."""
     cells = [head, *rows, foot]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))

@@ -1,0 +1,5 @@
+"""A budget turned into a config for every layer."""
+
+from rmm_gnn.planning.plan import Plan, PlanRow, plan
+
+__all__ = ["Plan", "PlanRow", "plan"]
