@@ -132,9 +132,8 @@ def memory_report(
 
 
 def saved_entries(model: Module, inputs: tuple[Any, ...], loss_fn: LossFn) -> tuple[SavedEntry, ...]:
-    """The entries of ``memory_report`` alone, from two forward passes of a model that may be changed by them."""
+    """The entries of ``memory_report`` alone, from one forward pass of a model whose caches are full."""
     given = list(tensors_in(*_aliases(inputs, {})))
-    loss_fn(model(*_aliases(inputs, {})[0]))  # fills caches, which are the model's then
     owned = storage_sizes([*model.parameters(), *model.buffers(), *tensors_in(model)])
     recorder = Recorder()
     with recorder.watch(model):

@@ -13,7 +13,7 @@ from torch_geometric.nn import GCN2Conv, GraphSAGE
 from rmm_gnn import Plan, RMMConfig, compress_activations, convert_to_rmm, memory_report, plan
 from rmm_gnn.nn import RMMGCN2Conv, RMMTorchLinear
 
-N, C = 600, 32
+N, C = 500, 32
 EDGES = torch.randint(N, (2, 6 * N), generator=torch.Generator().manual_seed(0))
 
 
@@ -67,7 +67,7 @@ def test_bytes_are_what_the_model_keeps_and_fit_the_budget(net, made):
     assert saved_bytes(net, nullcontext(), x) == made.stock_bytes
 
 
-@pytest.mark.parametrize("budget", ["6%", "20%"])
+@pytest.mark.parametrize("budget", ["7%", "20%"])
 def test_noise_is_what_monte_carlo_finds(net, budget):
     x, _ = data()
     made = plan(net, x, loss_fn, budget=budget)
