@@ -6,7 +6,7 @@ from rmm_gnn.context import compress_activations
 from rmm_gnn.convert import convert_to_rmm, revert_rmm
 from rmm_gnn.diagnostics import GradientProbe, MemoryReport, memory_report
 from rmm_gnn.functional import rmm_linear
-from rmm_gnn.planning import Plan, plan
+from rmm_gnn.planning import NoiseController, NoiseLR, Plan, plan
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sketches import (
     BlockRademacherSketch,
@@ -27,6 +27,8 @@ __all__ = [
     "GaussianSketch",
     "GradientProbe",
     "MemoryReport",
+    "NoiseController",
+    "NoiseLR",
     "NormSamplingSketch",
     "Plan",
     "RMMConfig",

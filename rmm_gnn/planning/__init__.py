@@ -1,5 +1,7 @@
-"""A budget turned into a config for every layer."""
+"""Noise put to use: a budget turned into a config for every layer, rates and learning rates that follow the noise."""
 
+from rmm_gnn.planning.controller import NoiseController, RateChange
+from rmm_gnn.planning.noise_lr import NoiseLR
 from rmm_gnn.planning.plan import Plan, PlanRow, plan
 
-__all__ = ["Plan", "PlanRow", "plan"]
+__all__ = ["NoiseController", "NoiseLR", "Plan", "PlanRow", "RateChange", "plan"]

@@ -1,0 +1,253 @@
+"""A rate that follows the noise: each layer keeps as much as holds its noise at a target."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from rmm_gnn._validation import check_choice, check_positive_int, check_rate
+from rmm_gnn.config import RMMConfig
+from rmm_gnn.diagnostics.probe import GradientProbe, NoiseRecord
+from rmm_gnn.sketches.moments import Moments
+
+QUANTITIES = {
+    "ratio": lambda record: record.variance_ratio,
+    "share": lambda record: record.rmm_variance / max(record.rmm_variance + record.sgd_variance, 1e-300),
+    "relative": lambda record: record.relative_noise,
+}
+# Rates are powers of this, so that a layer meets few different configs, and compiled code is not traced over and over.
+_GRID = 1.02
+
+
+@dataclass(frozen=True)
+class RateChange:
+    """What the controller saw and did at one layer.
+
+    Attributes:
+        step: The training step.
+        layer: Qualified name of the layer.
+        measured: The controlled quantity, smoothed.
+        rate: The layer's rate from then on.
+    """
+
+    step: int
+    layer: str
+    measured: float
+    rate: float
+
+
+class NoiseController:
+    r"""Keeps the noise that sketching adds at a target during training, by moving each layer's rate.
+
+    This is the "certain level of noise in training" that the paper leaves as future work.  Every ``every`` steps a
+    probe measures D2_RMM and D2_SGD of every layer.  The noise of k sketch rows is known to go with k as the family's
+    variance does, so the size that would meet the target is computed, not searched for.  A layer is left alone while
+    its smoothed measurement is within ``band`` of the target (hysteresis), and moved by at most ``max_change`` at a
+    time.
+
+    Call ``step()`` once in every training step, after ``backward()``:
+
+    .. code-block:: python
+
+        controller = NoiseController(model, target=0.5)
+        for ...:
+            loss_of(model).backward()
+            controller.step()
+            optimizer.step()
+
+    Args:
+        model: A model with layers that keep sketches (``convert_to_rmm``); those with a fixed ``size`` are left alone.
+        target: What the quantity is to be.
+        quantity: "ratio", D2_RMM / D2_SGD; "share", D2_RMM / (D2_RMM + D2_SGD); or "relative", D2_RMM over the square
+            of the gradient.
+        min_rate: Lowest rate a layer may get.
+        max_rate: Highest rate a layer may get.
+        every: Steps between measurements.
+        band: Relative distance from the target that is tolerated.
+        smoothing: Weight of what was measured before, in [0, 1).
+        max_change: Largest factor by which a rate moves at a time.
+        mode: How the probe measures, "exact" or "sketch".
+        max_history: Keep so many of the newest entries of ``history``.
+
+    Raises:
+        ValueError: If a value is out of range, or the model has no layer with a rate.
+        TypeError: If an argument is of the wrong type.
+
+    Example:
+        >>> from rmm_gnn import convert_to_rmm
+        >>> model = convert_to_rmm(torch.nn.Linear(8, 4), RMMConfig(rate=0.02))
+        >>> controller = NoiseController(model, target=1.0, every=1)
+        >>> for _ in range(20):
+        ...     model(torch.randn(500, 8)).square().mean().backward()
+        ...     controller.step()
+        >>> model.config.rate > 0.1
+        True
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        target: float,
+        *,
+        quantity: str = "ratio",
+        min_rate: float = 0.005,
+        max_rate: float = 1.0,
+        every: int = 20,
+        band: float = 0.1,
+        smoothing: float = 0.5,
+        max_change: float = 2.0,
+        mode: str = "exact",
+        max_history: int = 100_000,
+    ) -> None:
+        self.target = _number("target", target, above=0.0)
+        self.quantity = check_choice("quantity", quantity, QUANTITIES)
+        self.min_rate, self.max_rate = check_rate("min_rate", min_rate), check_rate("max_rate", max_rate)
+        if self.min_rate > self.max_rate:
+            raise ValueError(f"'min_rate' must not exceed 'max_rate' (got {min_rate} and {max_rate}). Swap them.")
+        if self.quantity == "share" and not self.target < 1:
+            raise ValueError(f"'target' must be below 1 where it is a share (got {target}). Give a share such as 0.3.")
+        self.band = _number("band", band, above=0.0)
+        self.smoothing = _number("smoothing", smoothing, above=-1e-9, below=1.0)
+        self.max_change = _number("max_change", max_change, above=1.0)
+        check_positive_int("max_history", max_history)
+        self._weights = _controlled(model)
+        if not self._weights:
+            raise ValueError(
+                "'model' must have layers that keep a share of the rows (got none). Call convert_to_rmm(model, "
+                "RMMConfig(rate=0.1)) first."
+            )
+        self._probe = GradientProbe(model, layers=self._weights, every=every, mode=mode, max_records=10_000)
+        self._smoothed: dict[str, float] = {}
+        self.history: deque[RateChange] = deque(maxlen=max_history)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Rates of the controlled layers by name."""
+        return {name: module.config.rate for name, module in self._weights.values()}  # type: ignore[union-attr,misc]
+
+    def remove(self) -> None:
+        """Stop controlling; the rates stay."""
+        self._probe.remove()
+
+    def step(self) -> None:
+        """Read what was measured since the last call, and move the rates that have to move."""
+        while self._probe.records:
+            record = self._probe.records.popleft()
+            name, module = self._weights[record.layer]
+            config = module.config
+            assert isinstance(config, RMMConfig) and config.rate is not None
+            measured = self._smooth(name, float(QUANTITIES[self.quantity](record)))
+            if not math.isfinite(measured):
+                continue
+            wanted = config.rate
+            if abs(math.log(max(measured, 1e-300) / self.target)) > math.log1p(self.band):
+                wanted = self._wanted(record, config, measured)
+            if wanted != config.rate:
+                # What was measured stands for the old rate; carry it over to the new one, or it would be moved again.
+                share = _noise_at(record, config, wanted) / max(record.rmm_variance, 1e-300)
+                self._smoothed[name] = self._shifted(measured, share)
+                module.config = replace(config, rate=wanted)
+            self.history.append(RateChange(record.step, name, measured, wanted))
+
+    def _smooth(self, name: str, value: float) -> float:
+        before = self._smoothed.get(name)
+        if math.isfinite(value):
+            kept = self.smoothing if before is not None else 0.0
+            self._smoothed[name] = kept * (before or 0.0) + (1.0 - kept) * value
+        return self._smoothed.get(name, math.nan)
+
+    def _shifted(self, measured: float, share: float) -> float:
+        """The quantity after the noise has changed by the factor ``share``."""
+        if self.quantity == "share":
+            return measured * share / (1.0 - measured + measured * share)
+        return measured * share
+
+    def _wanted(self, record: NoiseRecord, config: RMMConfig, measured: float) -> float:
+        """The rate, on the grid and within bounds, at which the quantity would be closest to the target."""
+        assert config.rate is not None
+        low = max(self.min_rate, config.rate / self.max_change)
+        high = min(self.max_rate, config.rate * self.max_change)
+        grid = [_GRID**power for power in range(math.ceil(math.log(low, _GRID)), math.floor(math.log(high, _GRID)) + 1)]
+
+        def miss(rate: float) -> float:
+            share = _noise_at(record, config, rate) / max(record.rmm_variance, 1e-300)
+            return abs(math.log(max(self._shifted(measured, share), 1e-300) / self.target))
+
+        return min((low, high, *(rate for rate in grid if low <= rate <= high)), key=miss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs: the rates, what was measured, and the number of steps."""
+        return {"rates": self.rates, "smoothed": dict(self._smoothed), "step": self._probe.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``, which ``state_dict`` returned.
+
+        Raises:
+            ValueError: If its layers are not those of this controller.
+        """
+        if state["rates"].keys() != self.rates.keys():
+            raise ValueError(
+                f"'state' must be of the same layers (got {', '.join(state['rates'])}). "
+                f"This controller has {', '.join(self.rates)}."
+            )
+        for name, module in self._weights.values():
+            assert isinstance(module.config, RMMConfig)
+            module.config = replace(module.config, rate=state["rates"][name])
+        self._smoothed = dict(state["smoothed"])
+        self._probe.step = state["step"]
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the measured quantity of every layer with the target and its band, and the rates, by step.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If nothing was measured yet.
+        """
+        from rmm_gnn.planning.controller_plot import draw
+
+        draw(self.history, path, self.quantity, self.target, self.band)
+
+
+def _controlled(model: Module) -> dict[str, tuple[str, Module]]:
+    """For the weight of every layer with a rate: the layer's name and the layer."""
+    trained = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = {}
+    for name, module in model.named_modules():
+        weight: Any = getattr(module, "weight1", getattr(module, "weight", None))
+        config = getattr(module, "config", None)
+        if isinstance(config, RMMConfig) and config.rate is not None and id(weight) in trained and weight.dim() == 2:
+            found[trained[id(weight)]] = (name or "model", module)
+    return found
+
+
+def _noise_at(record: NoiseRecord, config: RMMConfig, rate: float) -> float:
+    """What the measured noise would be at another rate: the sketch's as its formula has it, the codec's as 1/k.
+
+    The formula's factor is taken at d = a/B, as for rows of equal norm, and c = 0; for all families but row sampling
+    only the factor in front depends on k, and it does not matter.
+    """
+    size = replace(config, rate=rate).sketch_size(record.num_rows)
+    one = torch.ones((), dtype=torch.float64)
+    typical = Moments(one, 0 * one, one / record.num_rows)
+    now = config.family.variance_of_moments(typical, record.num_rows, record.sketch_size)
+    then = config.family.variance_of_moments(typical, record.num_rows, size)
+    factor = record.sketch_size / size
+    if now is not None and then is not None and float(now) > 0:
+        factor = float(then / now)
+    return record.sketch_variance * factor + record.rounding_variance * record.sketch_size / size
+
+
+def _number(name: str, value: Any, *, above: float, below: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"'{name}' must be a number (got {type(value).__name__}). Give a float.")
+    if not above < value < below:
+        rule = f"be above {max(above, 0.0):g}" + (f" and below {below:g}" if math.isfinite(below) else "")
+        raise ValueError(f"'{name}' must {rule} (got {value}). Choose another value.")
+    return float(value)

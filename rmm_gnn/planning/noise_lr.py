@@ -1,0 +1,106 @@
+"""A learning rate that follows the noise that sketching adds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import Module
+from torch.optim.lr_scheduler import LRScheduler
+
+from rmm_gnn.diagnostics.probe import GradientProbe
+
+
+class NoiseLR(LRScheduler):
+    r"""Scales the learning rate by how much of the gradient's second moment is not the sketch's noise.
+
+    For an L-smooth loss, a step of size eta along an unbiased estimate of the gradient g with variance V lowers it by
+
+    .. math::
+        \eta |g|^2 - \frac{L \eta^2}{2} (|g|^2 + V)
+
+    on average at least, which is most at :math:`\eta = |g|^2 / (L (|g|^2 + V))`.  Going from the noise of the data
+    alone, V = D2_SGD, to that of data and sketch, the best step shrinks by
+
+    .. math::
+        \frac{|g|^2 + D^2_{SGD}}{|g|^2 + D^2_{SGD} + D^2_{RMM}}
+
+    and the base rate, tuned for exact gradients, is multiplied by this, all measured layers summed and smoothed over
+    measurements.  In full-batch training, where no samples are chosen, the data bring no noise: ``full_batch=True``
+    leaves D2_SGD out.  The argument is for plain SGD; optimisers that divide by the gradient's own scale, such as Adam,
+    react to noise by themselves, and there this is a heuristic.
+
+    Args:
+        optimizer: Its groups' learning rates are scaled.
+        model: What is trained; a probe watches it.
+        full_batch: Every step sees all samples.
+        every: Steps between measurements.
+        smoothing: Weight of what was measured before, in [0, 1).
+        mode: How the probe measures, "exact" or "sketch".
+        min_factor: The rate is never scaled below this.
+        last_epoch: As in every scheduler of PyTorch.
+
+    Raises:
+        ValueError: If a value is out of range, or the model trains no weight by a product.
+
+    Example:
+        >>> model = torch.nn.Linear(8, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> scheduler = NoiseLR(optimizer, model, every=1)
+        >>> model(torch.randn(100, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> scheduler.step()
+        >>> 0 < scheduler.get_last_lr()[0] < 0.1
+        True
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: Module,
+        *,
+        full_batch: bool = False,
+        every: int = 20,
+        smoothing: float = 0.5,
+        mode: str = "exact",
+        min_factor: float = 0.01,
+        last_epoch: int = -1,
+    ) -> None:
+        for name, value, top in (("smoothing", smoothing, 1.0), ("min_factor", min_factor, 1.0)):
+            if not 0.0 <= value < top:
+                raise ValueError(f"'{name}' must be in [0, 1) (got {value}). Choose another value.")
+        self.full_batch, self.smoothing, self.min_factor = full_batch, smoothing, min_factor
+        self.factor = 1.0
+        self._measured = False
+        self._probe = GradientProbe(model, every=every, mode=mode, max_records=10_000)
+        super().__init__(optimizer, last_epoch)
+
+    def remove(self) -> None:
+        """Stop measuring; the factor stays."""
+        self._probe.remove()
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Return the base rates times the factor, after reading what was measured."""
+        records = list(self._probe.records)
+        self._probe.records.clear()
+        added = sum(record.rmm_variance for record in records)
+        signal = sum(max(0.0, record.gradient_square) for record in records)
+        data = 0.0 if self.full_batch else sum(r.sgd_variance for r in records if math.isfinite(r.sgd_variance))
+        total = signal + data + added
+        if records and math.isfinite(total) and total > 0:
+            kept = self.smoothing if self._measured else 0.0
+            self.factor = kept * self.factor + (1.0 - kept) * (signal + data) / total
+            self._measured = True
+        return [rate * max(self.min_factor, self.factor) for rate in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state without the probe, whose hooks belong to the model."""
+        state = {key: value for key, value in super().state_dict().items() if key != "_probe"}
+        return state | {"probe_step": self._probe.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+        state = dict(state_dict)
+        self._probe.step = state.pop("probe_step")
+        super().load_state_dict(state)
