@@ -29,7 +29,7 @@ G = torch.randn(20, 4)
         ("linear_of_kept", (X, WEIGHT, BIAS, KEPT, SPEC)),
         ("linear_of_kept", (X.detach(), WEIGHT, None, KEPT, SPEC)),
         ("addmm", (BIAS, X, leaf(4, 3), 0.5, 2.0, SEED, SPEC)),
-        ("coded_linear", (X, WEIGHT, CODE, "int2")),
+        ("coded_linear", (X, WEIGHT, CODE, "int2", 0.5)),
         ("relu", (X, None)),
         ("relu", (X, 0.1)),
         ("dropout", (X, 0.3, SEED)),

@@ -247,6 +247,23 @@ class TestSharedInputLinear:
         grads = (torch.autograd.grad(result.square().sum(), x)[0] for result in (out, expected))
         torch.testing.assert_close(*grads)
 
+    @pytest.mark.parametrize("codec", ["fp32", "int4"])
+    def test_a_scale_is_a_factor_and_no_scaled_weight_is_kept(self, codec):
+        x, (weight,) = features().requires_grad_(), weights(1)
+        with saved_tensors() as saved:
+            out = shared_input_linear(x, weight.t().t(), scale=0.3, codec=codec, seed=5)
+        plain = shared_input_linear(x, weight, codec=codec, seed=5)
+        torch.testing.assert_close(out, 0.3 * plain)
+        grad_output = torch.randn(out.shape, dtype=torch.float64)
+        for found, expected in zip(
+            torch.autograd.grad(out, (x, weight), grad_output),
+            torch.autograd.grad(plain, (x, weight), 0.3 * grad_output),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, expected)
+        kept = kept_storages(saved, besides=[weight, x])
+        assert sum(kept.values()) == (0 if codec == "fp32" else get_codec(codec).num_bytes(ROWS, CHANNELS, x.dtype))
+
     def test_the_weight_gradient_is_that_of_the_code(self):
         x, (weight,) = features(), weights(1)
         codec, seed = get_codec("int4"), torch.tensor(5)

@@ -39,7 +39,7 @@ class Sweep:
         action="store_true",
     )
     method: tuple[str, ...] = _option(
-        ("baseline", "rmm", "rmm-lean", "exact"),
+        ("baseline", "rmm", "rmm-lean:codec=int8,x0-codec=int4", "exact:rate=0.125"),
         f"methods to compare: {', '.join(METHODS)}; settings given with a method, as "
         "rmm-lean:rate=0.5,codec=int2,norm-codec=int1, go before the flags below, for that row",
         nargs="+",
@@ -188,6 +188,8 @@ def resolve(given: dict[str, Any]) -> Sweep:
         preset = {"dataset": "digits", **SMOKE}
     elif given.get("dataset") == "digits":
         preset = DIGITS
+    if given.keys() & {"codec", "x0_codec"}:  # the default methods shall not overrule them
+        preset = {"method": ("baseline", "rmm", "rmm-lean", "exact:rate=0.125")} | preset
     values = {f.name: f.default for f in fields(Sweep) if f.default is not MISSING}
     return Sweep(**(values | preset | given))
 

@@ -34,8 +34,13 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
 _MIB = 2**20
 
 
-def compare(x: torch.Tensor, edge_index: torch.Tensor, num_classes: int, config: RMMConfig) -> list[list[str]]:
-    """Return a row for each model: saved and peak MiB before and after, and what is left uncompressed."""
+def compare(
+    x: torch.Tensor, edge_index: torch.Tensor, num_classes: int, config: RMMConfig, *, ledgers: bool = False
+) -> list[list[str]]:
+    """Return a row for each model: saved and peak MiB before and after, and what is left uncompressed.
+
+    ``ledgers`` prints both ledgers of every model, by operator.
+    """
     rows = []
     for name, (kind, settings) in MODELS.items():
         width = x.shape[1]
@@ -43,6 +48,8 @@ def compare(x: torch.Tensor, edge_index: torch.Tensor, num_classes: int, config:
         before = memory_report(model, x, edge_index)
         with compress_activations(config):
             after = memory_report(model, x, edge_index)
+        if ledgers:
+            print(f"{name}, stock\n{before.table('operator')}\n\n{name}, compressed\n{after.table('operator')}\n")
         left = ", ".join(f"{operator} {size / _MIB:.1f}" for operator, size in after.untouched().items())
         rows.append(
             [
@@ -75,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=256, help="channels")
     parser.add_argument("--rate", type=float, default=0.1, help="fraction of rows kept")
     parser.add_argument("--codec", default="int8", help="how sketches are stored")
+    parser.add_argument("--ledger", action="store_true", help="print the models' ledgers too, by operator")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
     arguments = parser.parse_args(argv)
     try:
@@ -87,9 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.manual_seed(0)
     edge_index = dataset.adjacency.to_sparse_coo().indices().to(device)
-    rows = compare(
-        torch.randn(dataset.num_nodes, arguments.width, device=device), edge_index, dataset.num_classes, config
-    )
+    x = torch.randn(dataset.num_nodes, arguments.width, device=device)
+    rows = compare(x, edge_index, dataset.num_classes, config, ledgers=arguments.ledger)
     print(
         f"{dataset.title}: {dataset.num_nodes:,} nodes, {edge_index.shape[1]:,} edges; 3 layers of {arguments.width}\n"
     )

@@ -33,14 +33,15 @@ def coded_linear_op(
     weight: Tensor,  # [M, N]
     payload: list[Tensor],
     codec: str,
+    scale: float,
 ) -> Tensor:  # [B, M]
-    """X W^T; backward reads X from ``payload``."""
+    """X W^T times ``scale``; backward reads X from ``payload``."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.to(weight.dtype), weight)
+        return F.linear(x.to(weight.dtype), scale * weight)
 
 
 @coded_linear_op.register_fake
-def _(x: Tensor, weight: Tensor, payload: list[Tensor], codec: str) -> Tensor:
+def _(x: Tensor, weight: Tensor, payload: list[Tensor], codec: str, scale: float) -> Tensor:
     return weight.new_empty(x.shape[0], weight.shape[0])
 
 
@@ -62,7 +63,7 @@ def _(grad_output: Tensor, payload: list[Tensor], num_columns: int, codec: str) 
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, payload, codec = inputs
+    x, weight, payload, codec, ctx.scale = inputs
     ctx.codec, ctx.num_columns, ctx.dtype, ctx.num_kept = codec, x.shape[1], x.dtype, len(payload)
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(weight if needs_x else None, *(payload if needs_weight else []))
@@ -74,10 +75,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     mark_read(payload)
     grad_x = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_x = (grad_output @ weight).to(ctx.dtype)
+        grad_x = (grad_output @ (ctx.scale * weight)).to(ctx.dtype)
     if ctx.needs_input_grad[1]:
         grad_weight = torch.ops.rmm_gnn.coded_weight_grad(grad_output, payload, ctx.num_columns, ctx.codec)
-    return grad_x, grad_weight, [None] * ctx.num_kept, None
+        grad_weight = grad_weight * ctx.scale
+    return grad_x, grad_weight, [None] * ctx.num_kept, None, None
 
 
 coded_linear_op.register_autograd(_backward, setup_context=_setup_context)

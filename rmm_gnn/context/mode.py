@@ -40,8 +40,10 @@ class compress_activations(TorchFunctionMode):
 
     Modules of PyTorch and PyTorch Geometric call these, so stock ``GCN2Conv``, ``GCNConv``, ``SAGEConv``, ``GATConv``
     are reached.  Linear layers, converted ones too, that read one tensor under one config share one sketch of it, each
-    of them once: where a layer reads it again, as in the next step, S is a fresh one.  Other functions, and calls that
-    torch would refuse, pass through; ``memory_report`` lists what they keep.  Of nested modes the inner one decides.
+    of them once: where a layer reads it again, as in the next step, S is a fresh one; ``addmm`` keeps one of its own.
+    Other functions, and calls that torch would refuse, pass through; ``memory_report`` lists what they keep.  Among
+    them is what composite functions such as ``F.multi_head_attention_forward`` call within themselves: a mode does not
+    see that.  Of nested modes the inner one decides.
 
     The forward pass has to run inside, backward may run inside or outside.  A mode is not active while activation
     checkpointing recomputes a block, so enter it inside the checkpointed function, or through ``context_fn`` of
@@ -50,7 +52,8 @@ class compress_activations(TorchFunctionMode):
     the mode or enter it themselves; there, layers do not share sketches.
 
     A mode belongs to the thread that enters it.  It cannot know whether a module is in evaluation mode: calls without a
-    ``training`` argument are compressed wherever a gradient is needed, and those that round draw a seed in any case.
+    ``training`` argument, linear ones among them, are compressed wherever a gradient is needed, also in ``eval()``, and
+    those that sketch or round draw a seed in any case.
 
     Args:
         config: What to keep; ``RMMConfig()`` if None.

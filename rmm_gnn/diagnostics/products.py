@@ -127,7 +127,7 @@ def _sketched(function: Callable[..., Any], x: str, weight: str) -> Callable[...
     return read
 
 
-def _shared(x: Tensor, weight: Tensor, *, codec: Any = "fp32", seed: Any = None) -> _Found:
+def _shared(x: Tensor, weight: Tensor, *, codec: Any = "fp32", **_: Any) -> _Found:
     return _Found(x, weight, codec=codec if isinstance(codec, str) else codec.spec)
 
 

@@ -158,6 +158,7 @@ def shared_input_linear(
     x: Tensor,  # [*, N]
     weight: Tensor,  # [M, N]
     *,
+    scale: float = 1.0,
     codec: str | Codec = "fp32",
     seed: Tensor | int | None = None,
 ) -> Tensor:  # [*, M]
@@ -171,7 +172,8 @@ def shared_input_linear(
 
     Args:
         x: Input.
-        weight: Weight.
+        weight: Weight; kept for the gradient of x, as it is.
+        scale: Factor of the output; a scaled copy of the weight would be kept in every layer.
         codec: How x is kept.
         seed: Decides the rounding, and makes this call keep a code of its own; drawn afresh at every call if None,
             whether or not there is a code already.
@@ -181,17 +183,17 @@ def shared_input_linear(
 
     Raises:
         ValueError: If ``codec`` is unknown.
-        RuntimeError: In backward, if it is run with ``create_graph=True`` under autocast or with a codec.
+        RuntimeError: In backward, if it is run with ``create_graph=True`` under autocast, with a scale or a codec.
     """
     spec, dtype = spec_of(codec), autocast_dtype(x)
-    if CAST_DTYPES.get(spec, torch.uint8) in (None, x.dtype):
-        if dtype is None or dtype == x.dtype == weight.dtype:
-            return F.linear(x, weight)
-        return SharedInputLinear.apply(x, weight, dtype)
-    drawn = rounding_seed(x, spec, seed)
     mismatched = dtype is None and x.dtype != weight.dtype  # torch has the words for it
+    if CAST_DTYPES.get(spec, torch.uint8) in (None, x.dtype):
+        if mismatched or (scale == 1.0 and (dtype is None or dtype == x.dtype == weight.dtype)):
+            return F.linear(x, weight)
+        return SharedInputLinear.apply(x, weight, dtype or x.dtype, scale)
+    drawn = rounding_seed(x, spec, seed)
     if not (torch.is_grad_enabled() and weight.requires_grad) or x.numel() == 0 or mismatched:
-        return F.linear(x, weight)
+        return F.linear(x, weight if scale == 1.0 else scale * weight)
     rows = _as_rows(x)
 
     def encode() -> list[Tensor]:
@@ -200,7 +202,7 @@ def shared_input_linear(
     # Whoever gives a seed wants the rounding of that seed, not one that was made before.
     payload = encode() if seed is not None else _SHARED_CODES.get_or_make(x, spec, encode)
     weight = weight if dtype is None else weight.to(dtype)
-    return _shaped(torch.ops.rmm_gnn.coded_linear(rows, weight, payload, spec), x)
+    return _shaped(torch.ops.rmm_gnn.coded_linear(rows, weight, payload, spec, float(scale)), x)
 
 
 def _as_rows(x: Tensor) -> Tensor:  # [*, N] -> [B, N]

@@ -27,8 +27,8 @@ class RMMGCN2Conv(OpenGCN2Conv):
     tensor, where PyG keeps a scaled copy in every layer.  The gradient of ``weight2`` is exact, or unbiased with an int
     codec.  In ``eval()`` this is PyG's layer.
 
-    With c = ``channels`` and N nodes, a training call keeps ``config.saved_bytes(N, c)`` bytes, a c x c matrix for
-    ``weight1`` unless beta is 1 (the weight itself serves then) and one for ``weight2``, and it refers to ``x_0``.
+    With c = ``channels`` and N nodes, a training call keeps ``config.saved_bytes(N, c)`` bytes and refers to ``x_0``;
+    unless beta is 1, where the weights themselves serve, it keeps a c x c matrix for each of them too.
 
     Args:
         channels: Size of each input and output sample.
@@ -86,4 +86,4 @@ class RMMGCN2Conv(OpenGCN2Conv):
         return training_linear(h, self._matrix(weight), None, config=self.config, training=True, parameter=weight)
 
     def _product_of_x_0(self, x_0: Tensor, weight: Parameter) -> Tensor:
-        return shared_input_linear(x_0, self.alpha * self._matrix(weight), codec=self.config.x0_codec)
+        return shared_input_linear(x_0, self._matrix(weight), scale=self.alpha, codec=self.config.x0_codec)

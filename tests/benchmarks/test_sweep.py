@@ -210,7 +210,11 @@ def test_a_row_asked_for_twice_is_refused():
 
 
 def test_by_default_the_cheap_methods_run():
-    assert resolve({}).method == ("baseline", "rmm", "rmm-lean", "exact")
+    labels = [run.label for run in resolve({"runs": 1, "rate": (0.1,)}).expand("", "cpu")]
+    lean = "rmm-lean count_sketch 0.1 int8, norm int2, x0 int4"  # 32.4x less on the protocol's network
+    assert labels == ["baseline", "rmm count_sketch 0.1 fp32", lean, "exact 0.125 of features int2"]
+    labels = [run.label for run in resolve({"runs": 1, "codec": ("int4",)}).expand("", "cpu")]
+    assert labels[1:3] == ["rmm count_sketch 0.1 int4", "rmm-lean count_sketch 0.1 int4, norm int2, x0 fp32"]
     assert resolve({"smoke": True}).method == tuple(METHODS)
 
 

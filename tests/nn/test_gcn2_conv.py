@@ -251,7 +251,7 @@ def test_saved_bytes_are_the_documented_ones(shared_weights, beta, inner):
     with saved_tensors() as saved:
         layer(x, x_0, adjacency)
     kept = kept_storages(saved, besides=[*layer.parameters(), x_0])
-    matrices = inner * ((beta != 1.0) + (not shared_weights))
+    matrices = inner * (beta != 1.0) * (1 if shared_weights else 2)  # else the parameters themselves serve
     assert sum(kept.values()) == config.saved_bytes(nodes, CHANNELS) + matrices * 4 * CHANNELS**2
 
     of_x_0 = [tensor for tensor in saved if tensor.layout == torch.strided and tensor.data_ptr() == x_0.data_ptr()]
