@@ -18,8 +18,8 @@ class RMMTorchLinear(torch.nn.Linear):
         \partial \mathbf{W} \approx (\mathbf{S}^{\top} \mathbf{Y})^{\top} (\mathbf{S}^{\top} \mathbf{X})
 
     The output and the gradients of input and bias are exact; the weight gradient is an unbiased estimate.  With a
-    frozen weight, or in ``eval()`` outside of ``compress_activations``, it is ``torch.nn.Linear``: nothing is kept, nothing
-    drawn.
+    frozen weight, or in ``eval()`` outside of ``compress_activations``, it is ``torch.nn.Linear``: nothing is kept and
+    nothing drawn.
 
     Args:
         in_features: Size of each input sample.
