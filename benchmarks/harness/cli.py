@@ -50,7 +50,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         if arguments.get("action") == "boolean":
             arguments["action"] = argparse.BooleanOptionalAction
         bare = arguments.get("action") == "store_true" or option.default is None
-        shown = "" if bare else f" (default: {_words(option.default)})"
+        shown = "" if bare else f" (default: {_words(option.default)})".replace("%", "%%")
         parser.add_argument(
             f"--{option.name.replace('_', '-')}",
             default=argparse.SUPPRESS,

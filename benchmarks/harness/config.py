@@ -67,6 +67,23 @@ class Sweep:
     exact_bits: tuple[int, ...] = _option(
         (2,), "bits exact stores a value in, one row each", nargs="+", type=int, choices=(1, 2, 4, 8)
     )
+    budget: tuple[str, ...] = _option(
+        ("3%",),
+        "bytes that rmm-plan and rmm-uniform may keep, one row each: 3%% of the stock model's, or 2GiB",
+        nargs="+",
+    )
+    adaptive: tuple[str, ...] = _option(
+        ("off",),
+        "move each layer's rate, or the learning rate, with the noise that sketching adds (rmm and rmm-lean)",
+        nargs="+",
+        choices=("off", "rate", "lr"),
+    )
+    noise_target: tuple[float, ...] = _option(
+        (0.5,),
+        "noise of the sketch over that of the data that --adaptive rate holds, one row each",
+        nargs="+",
+        type=float,
+    )
     ledger: bool = _option(
         False, "also write what every row keeps, tensor by tensor: ledger-ROW.txt, .json, .png", action="store_true"
     )
@@ -162,13 +179,22 @@ class Sweep:
             values = {axis: (own[axis],) if axis in own else getattr(self, axis) for axis in METHODS[name].axes}
             for combination in itertools.product(*values.values()):
                 row = {"method": name, **dict.fromkeys(AXES), **dict(zip(values, combination, strict=True))}
+                if row["adaptive"] != "rate":
+                    row["noise_target"] = None
                 rows.append(row | {"center": None if row["center"] is None else row["center"] == "on"})
         return rows
 
 
 # Settings that keep small data small; whatever is given on the command line wins over them.
 DIGITS: dict[str, Any] = {"layers": 4, "hidden": 64, "epochs": 100}
-SMOKE: dict[str, Any] = {"layers": 2, "hidden": 16, "epochs": 3, "runs": 2, "method": tuple(METHODS)}
+SMOKE: dict[str, Any] = {
+    "layers": 2,
+    "hidden": 16,
+    "epochs": 3,
+    "runs": 2,
+    "method": tuple(METHODS),
+    "budget": ("60%",),
+}
 
 
 def resolve(given: dict[str, Any]) -> Sweep:

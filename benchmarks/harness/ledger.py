@@ -7,13 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.methods import METHODS
-from benchmarks.harness.model import robust_loss
 from benchmarks.harness.run_config import RunConfig
+from benchmarks.harness.task import Task
 from benchmarks.harness.train import build_model
 
 
@@ -26,7 +25,7 @@ class _InContext(nn.Module):
         self._run = run
 
     def forward(self, *inputs: Any) -> Tensor:
-        with METHODS[self._run.method].context(self._run):
+        with METHODS[self._run.method].context(self.model, self._run):
             return self.model(*inputs)
 
 
@@ -48,13 +47,9 @@ def write_ledger(run: RunConfig, dataset: NodeDataset, folder: Path) -> list[Pat
     """
     from rmm_gnn import memory_report
 
-    split = dataset.split_for(run.seed).to(run.device)
-    model = build_model(run, dataset.x.shape[1], dataset.num_classes).to(torch.device(run.device)).train()
-
-    def loss_of(logits: Tensor) -> Tensor:
-        return robust_loss(logits[split.train], dataset.y[split.train])
-
-    report = memory_report(_InContext(model, run), dataset.x, dataset.adjacency, loss_fn=loss_of)
+    task = Task.of(dataset, dataset.split_for(run.seed).to(run.device))
+    model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
+    report = memory_report(_InContext(model, run), *task.inputs, loss_fn=task.loss_fn)
     paths = [folder / f"{ledger_stem(run)}{suffix}" for suffix in (".txt", ".json", ".png")]
     paths[0].write_text(f"{report}\n")
     paths[1].write_text(json.dumps(report.to_dict(), indent=1) + "\n")

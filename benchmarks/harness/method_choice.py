@@ -7,7 +7,9 @@ from typing import Any
 
 from benchmarks.harness.methods import METHODS
 
-AXES = ("sketch", "rate", "center", "codec", "norm_codec", "x0_codec", "exact_bits")
+AXES = (
+    "sketch", "rate", "center", "codec", "norm_codec", "x0_codec", "exact_bits", "budget", "adaptive", "noise_target",
+)  # fmt: skip
 SYNTAX = "NAME[:SETTING=VALUE,...]"
 
 

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from benchmarks.harness import accounting
 from benchmarks.harness.accounting import Block
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from benchmarks.harness.run_config import RunConfig
+    from benchmarks.harness.task import Task
     from rmm_gnn import RMMConfig, Sketch
 
 
@@ -25,25 +26,28 @@ class Method:
 
     Attributes:
         name: Word used on the command line and in tables.
-        prepare: Takes the freshly initialised model and the run, returns the model to train.  It must leave
-            the initial weights alone, since runs of different methods are compared in pairs.
+        prepare: Takes the freshly initialised model on the run's device, the run and the task, and returns the
+            model to train.  It must leave the initial weights alone, since runs of different methods are compared in
+            pairs.
         axes: Settings of the sweep that apply; the method gets one row for each combination of their values.
-        context: Takes the run; in force around every forward pass in training, loss included, not around backward.
+        context: Takes the model and the run; in force around every forward pass in training, loss included, not around
+            backward.
         check: Takes the run; raises ValueError for settings that `prepare` would refuse, before data are
             read.
         describe: Takes the run; the method's own configuration as JSON-able fields, for the records.
-        theory: Takes the block and the run; bytes kept per node and layer, by construction.
+        theory: Takes the block and the run; bytes kept per node and layer, by construction; None where the data
+            decide.
         own_hooks: Whether it sets saved-tensor hooks itself: they hide which layer keeps what.
         note: What a reader of the table has to know about it.
     """
 
     name: str
-    prepare: Callable[[nn.Module, RunConfig], nn.Module] = lambda model, run: model
+    prepare: Callable[[nn.Module, RunConfig, Task], nn.Module] = lambda model, run, task: model
     axes: tuple[str, ...] = ()
-    context: Callable[[RunConfig], AbstractContextManager[Any]] = lambda run: nullcontext()
+    context: Callable[[nn.Module, RunConfig], AbstractContextManager[Any]] = lambda model, run: nullcontext()
     check: Callable[[RunConfig], object] = lambda run: None
     describe: Callable[[RunConfig], dict[str, Any] | None] = lambda run: None
-    theory: Callable[[Block, RunConfig], float] = lambda block, run: accounting.stock(block)
+    theory: Callable[[Block, RunConfig], float | None] = lambda block, run: accounting.stock(block)
     own_hooks: bool = False
     note: str | None = None
 
@@ -92,19 +96,19 @@ def _settings(run: RunConfig, *names: str) -> list[Any]:
     return values
 
 
-def _prepare_rmm(model: nn.Module, run: RunConfig) -> nn.Module:
+def _prepare_rmm(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
     from rmm_gnn import convert_to_rmm
 
     return convert_to_rmm(model, _rmm_config(run), lean=False)
 
 
-def _prepare_lean(model: nn.Module, run: RunConfig) -> nn.Module:
+def _prepare_lean(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
     from rmm_gnn import convert_to_rmm
 
     return convert_to_rmm(model, _rmm_config(run))
 
 
-def _lean_context(run: RunConfig) -> AbstractContextManager[Any]:
+def _lean_context(model: nn.Module, run: RunConfig) -> AbstractContextManager[Any]:
     from rmm_gnn import compress_activations
 
     return compress_activations(_rmm_config(run))
@@ -116,19 +120,19 @@ def _check_exact(run: RunConfig) -> None:
         raise ValueError(f"'rate' must be in (0, 1] (got {run.rate}). For exact it is the share of features kept.")
 
 
-def _prepare_exact(model: nn.Module, run: RunConfig) -> nn.Module:
+def _prepare_exact(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
     from rmm_gnn.baselines.exact import convert_to_exact
 
     return convert_to_exact(model, kept_frac=run.rate, bits=run.exact_bits)
 
 
-def _exact_context(run: RunConfig) -> AbstractContextManager[Any]:
+def _exact_context(model: nn.Module, run: RunConfig) -> AbstractContextManager[Any]:
     from rmm_gnn.baselines.exact import exact_activations
 
     return exact_activations(bits=run.exact_bits)
 
 
-def _prepare_checkpoint(model: nn.Module, run: RunConfig) -> nn.Module:
+def _prepare_checkpoint(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
     from benchmarks.harness.model import GCN2
 
     assert isinstance(model, GCN2)
@@ -136,10 +140,35 @@ def _prepare_checkpoint(model: nn.Module, run: RunConfig) -> nn.Module:
     return model
 
 
-def _offload_context(run: RunConfig) -> AbstractContextManager[Any]:
+def _offload_context(model: nn.Module, run: RunConfig) -> AbstractContextManager[Any]:
     from benchmarks.harness.offload import offload
 
     return offload(run.device)
+
+
+def _prepare_plan(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
+    from benchmarks.harness.budgets import make_plan
+
+    assert run.budget is not None
+    made = make_plan(model, task, _rmm_config(run), run.budget)
+    model.plan = made  # for the context; a plan is no module
+    return made.apply(model)
+
+
+def _prepare_uniform(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
+    from benchmarks.harness.budgets import uniform_config
+    from rmm_gnn import convert_to_rmm
+
+    assert run.budget is not None
+    config = uniform_config(model, task, _rmm_config(run), run.budget)
+    model.config = config
+    return convert_to_rmm(model, config)
+
+
+def _uniform_context(model: nn.Module, run: RunConfig) -> AbstractContextManager[Any]:
+    from rmm_gnn import compress_activations
+
+    return compress_activations(cast("RMMConfig", model.config))
 
 
 _SKETCH_AXES = ("sketch", "rate", "center", "codec")
@@ -151,7 +180,7 @@ METHODS: dict[str, Method] = {
         Method(
             "rmm",
             prepare=_prepare_rmm,
-            axes=_SKETCH_AXES,
+            axes=(*_SKETCH_AXES, "adaptive", "noise_target"),
             check=_rmm_config,
             describe=lambda run: _rmm_config(run).to_dict(),
             theory=lambda block, run: accounting.rmm(block, *_settings(run, "rate", "codec")),
@@ -160,7 +189,7 @@ METHODS: dict[str, Method] = {
         Method(
             "rmm-lean",
             prepare=_prepare_lean,
-            axes=(*_SKETCH_AXES, "norm_codec", "x0_codec"),
+            axes=(*_SKETCH_AXES, "norm_codec", "x0_codec", "adaptive", "noise_target"),
             context=_lean_context,
             check=_rmm_config,
             describe=lambda run: _rmm_config(run).to_dict(),
@@ -168,6 +197,24 @@ METHODS: dict[str, Method] = {
                 block, *_settings(run, "rate", "codec", "norm_codec", "x0_codec")
             ),
             note="rmm-lean: randomised products, and lean BatchNorm, ReLU and dropout (norm: BatchNorm's input).",
+        ),
+        Method(
+            "rmm-plan",
+            prepare=_prepare_plan,
+            axes=("sketch", "budget"),
+            context=lambda model, run: model.plan.context(),  # type: ignore[operator,union-attr]
+            check=_rmm_config,
+            theory=lambda block, run: None,
+            note="rmm-plan: the whole model, rate and codec of every layer chosen for least noise within the bytes.",
+        ),
+        Method(
+            "rmm-uniform",
+            prepare=_prepare_uniform,
+            axes=("sketch", "center", "codec", "norm_codec", "x0_codec", "budget"),
+            context=_uniform_context,
+            check=_rmm_config,
+            theory=lambda block, run: None,
+            note="rmm-uniform: as rmm-lean, the highest rate for all layers that fits the bytes.",
         ),
         Method(
             "exact",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,26 @@ def plot_accuracy(records: Sequence[dict[str, Any]], folder: Path) -> Path:
     figure.savefig(folder / FILE, dpi=150)
     plt.close(figure)
     return folder / FILE
+
+
+def plot_noise(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Draw, for the first run of every row whose rates follow the noise, noise and rates by step.
+
+    Args:
+        records: Finished runs.
+        folder: Exists.
+
+    Returns:
+        The pictures' paths; none where no run moves its rates.
+    """
+    from rmm_gnn.planning import RateChange, draw_changes
+
+    paths = []
+    for row, group in group_rows(records).items():
+        first = group[0]
+        if first["curves"]["noise"]:
+            changes = [RateChange(*change) for change in first["curves"]["noise"]]
+            name = re.sub(r"[^\w.]+", "-", label(row)).strip("-")
+            paths.append(folder / f"noise-{name}.png")
+            draw_changes(changes, paths[-1], quantity="D2_RMM / D2_SGD", target=first["config"]["noise_target"])
+    return paths

@@ -18,7 +18,7 @@ from benchmarks.harness.methods import METHODS
 from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.train import TrainResult
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "records.jsonl"
 
 
@@ -27,7 +27,7 @@ def make_record(
 ) -> dict[str, Any]:
     """Everything known about a finished run; accuracies are fractions, units are suffixes."""
     results = asdict(result)
-    curves = {name: results.pop(name) for name in ("loss", "epochs", "valid", "test")}
+    curves = {name: results.pop(name) for name in ("loss", "epochs", "valid", "test", "noise")}
     saved = results.pop("saved")
     results |= {
         "saved_convolutions_bytes": saved["convolutions"],
@@ -59,10 +59,10 @@ def make_record(
     }
 
 
-def _theory(run: RunConfig) -> dict[str, float]:
+def _theory(run: RunConfig) -> dict[str, float | None]:
     block = Block(run.hidden, run.layers, run.shared_weights, dropout=run.dropout > 0)
     kept, stock = METHODS[run.method].theory(block, run), accounting.stock(block)
-    return {"bytes_per_node_layer": kept, "stock_bytes_per_node_layer": stock, "ratio": stock / kept}
+    return {"bytes_per_node_layer": kept, "stock_bytes_per_node_layer": stock, "ratio": stock / kept if kept else None}
 
 
 def append_record(folder: Path, record: dict[str, Any]) -> None:

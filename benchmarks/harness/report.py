@@ -81,6 +81,8 @@ def _on_host(group: Sequence[Record], scale: int) -> str:
 def _theory(record: Record) -> str:
     theory = record["theory"]
     kept, stock = theory["bytes_per_node_layer"], theory["stock_bytes_per_node_layer"]
+    if kept is None:
+        return "-"
     return f"{kept:.4g}" + (f" ({_times(stock, kept)})" if kept != stock else "")
 
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 class RunConfig:
     """Everything that decides one training run, resolved: two runs with equal fields may replace each other.
 
-    ``sketch`` to ``exact_bits`` are None where the method has no such setting.  ``rate`` is a share of rows for methods
-    that sketch and a share of features for EXACT.
+    ``sketch`` to ``noise_target`` are None where the method has no such setting.  ``rate`` is a share of rows for
+    methods that sketch and a share of features for EXACT.
     """
 
     dataset: str
@@ -25,6 +25,9 @@ class RunConfig:
     norm_codec: str | None
     x0_codec: str | None
     exact_bits: int | None
+    budget: str | None
+    adaptive: str | None
+    noise_target: float | None
     seed: int
     epochs: int
     eval_every: int
@@ -58,6 +61,10 @@ class RunConfig:
         parts = [" ".join(part for part in first if part is not None)]
         parts += [f"norm {self.norm_codec}"] if self.norm_codec is not None else []
         parts += [f"x0 {self.x0_codec}"] if self.x0_codec is not None else []
+        parts += [f"in {self.budget}"] if self.budget is not None else []
+        if self.adaptive not in (None, "off"):
+            target = "" if self.noise_target is None else f" for noise {self.noise_target:g}"
+            parts.append(f"adaptive {self.adaptive}{target}")
         return ", ".join(parts)
 
     @property

@@ -13,7 +13,7 @@ from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.frontier import plot_frontier
 from benchmarks.harness.methods import METHODS
-from benchmarks.harness.plots import plot_accuracy
+from benchmarks.harness.plots import plot_accuracy, plot_noise
 from benchmarks.harness.records import FILE, append_record, make_record, read_records
 from benchmarks.harness.report import format_report
 from benchmarks.harness.run_config import RunConfig
@@ -98,4 +98,5 @@ def _show(runs: list[RunConfig], done: dict[str, dict], out: Path) -> None:
         text += f"- Incomplete: {len(records)} of {len(runs)} runs.\n"
     (out / "table.md").write_text(text)
     pictures = [draw(records, out).name for draw in (plot_accuracy, plot_frontier)]
+    pictures += [path.name for path in plot_noise(records, out)]
     print(f"\n{text}\nWrote {', '.join([FILE, 'table.md', *pictures])} in {out}")

@@ -7,7 +7,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ from benchmarks.harness.datasets.base import NodeDataset, Split
 from benchmarks.harness.live_bytes import LiveBytes
 from benchmarks.harness.measure import PeakMemory, measure_saved_bytes, stopwatch
 from benchmarks.harness.methods import METHODS
-from benchmarks.harness.model import GCN2, robust_loss
+from benchmarks.harness.model import GCN2
+from benchmarks.harness.noise import NoiseFollower
 from benchmarks.harness.run_config import RunConfig
+from benchmarks.harness.task import Task
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class TrainResult:
         epochs: The evaluated epochs.
         valid: Validation accuracy at each of `epochs`.
         test: Test accuracy at each of `epochs`.
+        saved_mean_bytes: For runs that move their rates, `saved.total` on average over measurements; else None.
+        noise: For such runs step, layer, measured noise and rate of every measurement.
     """
 
     best_epoch: int
@@ -70,10 +75,15 @@ class TrainResult:
     epochs: list[int]
     valid: list[float]
     test: list[float]
+    saved_mean_bytes: float | None = None
+    noise: list[tuple[int, str, float, float]] = field(default_factory=list)
 
 
-def build_model(run: RunConfig, in_channels: int, out_channels: int) -> nn.Module:
-    """The run's model on CPU; equal seeds give every method the same initial weights."""
+def build_model(run: RunConfig, in_channels: int, out_channels: int, task: Task | None = None) -> nn.Module:
+    """The run's model on its device; equal seeds give every method the same initial weights.
+
+    ``task`` is what methods look at that choose their settings by the data.
+    """
     torch.manual_seed(run.seed)
     model = GCN2(
         in_channels,
@@ -86,17 +96,17 @@ def build_model(run: RunConfig, in_channels: int, out_channels: int) -> nn.Modul
         dropout=run.dropout,
         bn_momentum=run.bn_momentum,
     )
-    return METHODS[run.method].prepare(model, run)
+    return METHODS[run.method].prepare(model.to(torch.device(run.device)), run, cast("Task", task))
 
 
-def training_loss(run: RunConfig, dataset: NodeDataset, split: Split) -> Callable[[nn.Module], Tensor]:
+def training_loss(run: RunConfig, task: Task) -> Callable[[nn.Module], Tensor]:
     """The forward pass of a training step by the run's method: takes the model, returns the loss."""
     context = METHODS[run.method].context
 
     def loss_of(model: nn.Module) -> Tensor:
         model.train()
-        with context(run):
-            return robust_loss(model(dataset.x, dataset.adjacency)[split.train], dataset.y[split.train])
+        with context(model, run):
+            return task.loss_fn(model(*task.inputs))
 
     return loss_of
 
@@ -116,15 +126,18 @@ def train(run: RunConfig, dataset: NodeDataset, *, position: str = "", quiet: bo
     start = time.perf_counter()
     device = torch.device(run.device)
     split = dataset.split_for(run.seed).to(device)
-    model = build_model(run, dataset.x.shape[1], dataset.num_classes).to(device)
+    task = Task.of(dataset, split)
+    model = build_model(run, dataset.x.shape[1], dataset.num_classes, task)
 
-    loss_of = training_loss(run, dataset, split)
+    loss_of = training_loss(run, task)
     data = (dataset.x, dataset.y, dataset.adjacency, split.train)
     saved = _kept_bytes(model, loss_of, data, run)
     peak = PeakMemory(device)
     peak.start()
     torch.manual_seed(run.seed)  # the measurement and the converter may have drawn numbers
     optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, weight_decay=run.weight_decay)
+    follower = NoiseFollower(run, model, optimizer)
+    kept: list[int] = []
     step_s: list[float] = []
     losses: list[float] = []
     epochs: list[int] = []
@@ -144,11 +157,15 @@ def train(run: RunConfig, dataset: NodeDataset, *, position: str = "", quiet: bo
                 optimizer.zero_grad(set_to_none=True)
                 loss = loss_of(model)
                 loss.backward()
+                moved = follower.after_backward()
                 if run.clip > 0:
                     nn.utils.clip_grad_norm_(model.parameters(), run.clip)
                 optimizer.step()
+                follower.after_step()
             losses.append(loss.item())
             del loss  # or the graph of this step would live on beside the next one's
+            if moved:
+                kept.append(_kept_bytes(model, loss_of, data, run).total)
             if epoch % run.eval_every == 0 or epoch == run.epochs:
                 scores = _evaluate(model, dataset, split)
                 epochs.append(epoch)
@@ -170,6 +187,8 @@ def train(run: RunConfig, dataset: NodeDataset, *, position: str = "", quiet: bo
         epochs=epochs,
         valid=valid,
         test=test,
+        saved_mean_bytes=statistics.fmean(kept) if kept else None,
+        noise=follower.history(),
     )
 
 

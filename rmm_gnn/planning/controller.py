@@ -15,6 +15,7 @@ from torch.nn import Module
 from rmm_gnn._validation import check_choice, check_positive_int, check_rate
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.diagnostics.probe import GradientProbe, NoiseRecord
+from rmm_gnn.planning.controller_plot import draw_changes
 from rmm_gnn.sketches.moments import Moments
 
 QUANTITIES = {
@@ -210,9 +211,7 @@ class NoiseController:
             ImportError: If matplotlib is not installed.
             ValueError: If nothing was measured yet.
         """
-        from rmm_gnn.planning.controller_plot import draw
-
-        draw(self.history, path, self.quantity, self.target, self.band)
+        draw_changes(self.history, path, quantity=self.quantity, target=self.target, band=self.band)
 
 
 def _controlled(model: Module) -> dict[str, tuple[str, Module]]:

@@ -10,10 +10,27 @@ if TYPE_CHECKING:
     from rmm_gnn.planning.controller import RateChange
 
 
-def draw(
-    history: Iterable[RateChange], path: str | os.PathLike[str], quantity: str, target: float, band: float
+def draw_changes(
+    history: Iterable[RateChange],
+    path: str | os.PathLike[str],
+    *,
+    quantity: str,
+    target: float,
+    band: float = 0.1,
 ) -> None:
-    """Write two panels, the measured quantity and the rates; see ``NoiseController.plot``."""
+    """Write two panels, the measured quantity with its target and band, and the rates, by step.
+
+    Args:
+        history: What ``NoiseController.history`` holds.
+        path: Where to write; the ending decides the format.
+        quantity: Name of what was held.
+        target: Its target.
+        band: What was tolerated on both sides, as a share of the target.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there is nothing to draw.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

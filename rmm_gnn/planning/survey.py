@@ -176,7 +176,7 @@ class Surveyor:
     def survey(self) -> Survey:
         """Measure the stock model, then the converted one."""
         self.progress("bytes of the model as it is")
-        stock = _sum(self._recorded(self._copy(None)))
+        stock = self.stock_bytes()
         self.progress("noise of every layer")
         items = tuple(_items(self._products(), self._copy(EXACT), shared=self.lean))
         if not items:
@@ -197,6 +197,10 @@ class Surveyor:
             others={kind: costs for kind, costs in others.items() if costs},
             num_weights=sum(len(item.products) for item in items),
         )
+
+    def stock_bytes(self) -> int:
+        """Bytes kept by the model as it is."""
+        return _sum(self._recorded(self._copy(None)))
 
     def bytes_under(self, prepare: Callable[[Module], Module], context: AbstractContextManager[Any]) -> int:
         """Bytes kept by a stock copy of the model after ``prepare``, with its forward pass under ``context``."""

@@ -20,7 +20,7 @@ def test_names_are_fit_for_files(make_run):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_row_s_step_is_reported(make_run, tiny, tmp_path: Path, method: str):
-    run = make_run(method=(method,))
+    run = make_run(method=(method,), budget=("90%",))
     paths = write_ledger(run, tiny, tmp_path)
     assert [path.name for path in paths] == [f"{ledger_stem(run)}{suffix}" for suffix in (".txt", ".json", ".png")]
     assert paths[0].read_text().strip() and json.loads(paths[1].read_text())

@@ -18,7 +18,7 @@ def test_a_record_holds_everything_needed_to_judge_it(make_run, tiny):
     run = make_run()
     record = make_record(run, tiny, environment.describe(torch.device("cpu")), train(run, tiny, quiet=True))
     record = json.loads(json.dumps(record))
-    assert record["schema"] == SCHEMA == 2 and record["key"] == run.key and record["features_are_stand_ins"] is False
+    assert record["schema"] == SCHEMA == 3 and record["key"] == run.key and record["features_are_stand_ins"] is False
     assert record["config"]["layers"] == 2 and record["method_config"] is None
     assert record["environment"]["packages"]["torch"] == torch.__version__
     assert record["settings"] == ""
@@ -42,21 +42,21 @@ def test_append_and_read(tmp_path):
     folder = tmp_path / "a" / "b"
     assert read_records(folder) == []
     for key in "xyz":
-        append_record(folder, {"schema": 2, "key": key})
+        append_record(folder, {"schema": 3, "key": key})
     assert [record["key"] for record in read_records(folder)] == ["x", "y", "z"]
 
 
 def test_a_torn_last_line_is_passed_over_and_then_cut_off(tmp_path):
-    append_record(tmp_path, {"schema": 2, "key": "x"})
+    append_record(tmp_path, {"schema": 3, "key": "x"})
     with open(tmp_path / FILE, "a") as file:
-        file.write('{"schema": 2, "key": "y", "curv')
+        file.write('{"schema": 3, "key": "y", "curv')
     assert [record["key"] for record in read_records(tmp_path)] == ["x"]
-    append_record(tmp_path, {"schema": 2, "key": "z"})
+    append_record(tmp_path, {"schema": 3, "key": "z"})
     assert [record["key"] for record in read_records(tmp_path)] == ["x", "z"]
 
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
-    (tmp_path / FILE).write_text('{"schema": 2}\nnonsense\n{"schema": 2}\n')
+    (tmp_path / FILE).write_text('{"schema": 3}\nnonsense\n{"schema": 3}\n')
     with pytest.raises(BenchmarkError, match="damaged at line 2"):
         read_records(tmp_path)
 
@@ -64,12 +64,12 @@ def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
 @pytest.mark.parametrize("schema", [1, 99])
 def test_another_schema_is_an_error(tmp_path, schema):
     append_record(tmp_path, {"schema": schema})
-    with pytest.raises(BenchmarkError, match=rf"must have schema 2 \(got {schema}"):
+    with pytest.raises(BenchmarkError, match=rf"must have schema 3 \(got {schema}"):
         read_records(tmp_path)
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
-    append_record(tmp_path, {"schema": 2, "loss": [1.0, float("nan"), float("inf")]})
+    append_record(tmp_path, {"schema": 3, "loss": [1.0, float("nan"), float("inf")]})
     assert read_records(tmp_path)[0]["loss"] == [1.0, None, None]
 
 

@@ -32,8 +32,8 @@ def test_smoke_as_a_command(tmp_path: Path):
         assert f"| {method} " in done.stdout
     assert "count_sketch 0.1 fp32, norm int2, x0 fp32" in done.stdout and "0.1 of features int2" in done.stdout
     assert sorted(path.name for path in out.iterdir()) == ["accuracy.png", "frontier.png", "records.jsonl", "table.md"]
-    assert len(keys(out)) == 12
-    assert "[1/12] baseline seed 0" in done.stderr and "loss=" in done.stderr and "valid=" in done.stderr
+    assert len(keys(out)) == 16
+    assert "[1/16] baseline seed 0" in done.stderr and "loss=" in done.stderr and "valid=" in done.stderr
 
 
 def test_help_as_a_command_from_elsewhere(tmp_path: Path):
@@ -52,9 +52,12 @@ def test_help_as_a_command_from_elsewhere(tmp_path: Path):
         "--x0-codec",
         "--exact-bits",
         "--ledger",
+        "--budget",
+        "--adaptive",
+        "--noise-target",
     ):
         assert flag in done.stdout
-    assert "(default: 256)" in done.stdout
+    assert "(default: 256)" in done.stdout and "(default: 3%)" in done.stdout
 
 
 def test_existing_records_are_neither_mixed_nor_overwritten(tmp_path: Path, capsys):
@@ -149,6 +152,9 @@ def test_a_method_gets_the_settings_it_has():
         "rmm count_sketch 0.125 int8 uncentred",
         "rmm-lean count_sketch 0.125 int8, norm int2, x0 int4",
         "rmm-lean count_sketch 0.125 int8 uncentred, norm int2, x0 int4",
+        "rmm-plan count_sketch, in 3%",
+        "rmm-uniform count_sketch int8, norm int2, x0 int4, in 3%",
+        "rmm-uniform count_sketch int8 uncentred, norm int2, x0 int4, in 3%",
         "exact 0.125 of features int1",
         "exact 0.125 of features int2",
         "checkpoint",

@@ -7,13 +7,19 @@ import contextlib
 import pytest
 import torch
 
+from benchmarks.harness.datasets import load
+from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.methods import METHODS, Method, parse_sketch
+from benchmarks.harness.task import Task
 from benchmarks.harness.train import build_model, train
 from rmm_gnn import BlockRademacherSketch, CountSketch, RowSamplingSketch, SORSSketch
 
+ENOUGH = ("90%",)  # of a graph so small that what does not shrink is most of it
 
-def test_every_method_starts_from_the_same_weights(make_run):
-    models = {name: build_model(make_run(method=(name,)), 5, 3) for name in METHODS}
+
+def test_every_method_starts_from_the_same_weights(make_run, tiny):
+    task = Task.of(tiny, tiny.split_for(0))
+    models = {name: build_model(make_run(method=(name,), budget=ENOUGH), 5, 3, task) for name in METHODS}
     reference = models["baseline"].state_dict()
     for name, model in models.items():
         state = model.state_dict()
@@ -25,7 +31,8 @@ def test_every_method_starts_from_the_same_weights(make_run):
 
 def test_the_same_run_replays(make_run, tiny):
     for method in METHODS:
-        first, second = (train(make_run(method=(method,)), tiny, quiet=True) for _ in range(2))
+        run = make_run(method=(method,), budget=ENOUGH)
+        first, second = (train(run, tiny, quiet=True) for _ in range(2))
         assert (first.loss, first.valid, first.test) == (second.loss, second.valid, second.test), method
 
 
@@ -66,7 +73,7 @@ def test_rmm_keeps_less_in_the_convolutions(make_run, tiny):
 
 
 def test_a_method_is_one_entry(make_run, tiny, monkeypatch):
-    def halve(model, run):
+    def halve(model, run, task):
         with torch.no_grad():
             model.lin_in.weight.mul_(0.5)
         return model
@@ -80,12 +87,12 @@ def test_a_context_is_in_force_in_the_forward_pass_of_training_alone(make_run, t
     seen = []
 
     @contextlib.contextmanager
-    def context(run):
+    def context(model, run):
         inside.append(run.method)
         yield
         inside.pop()
 
-    def prepare(model, run):
+    def prepare(model, run, task):
         model.register_forward_hook(lambda module, args, output: seen.append((module.training, len(inside))))
         model.lin_in.weight.register_hook(lambda grad: seen.append(("backward", len(inside))))
         return model
@@ -146,3 +153,37 @@ def test_sketches_are_named_with_their_settings(text, expected):
 def test_wrong_sketches_are_refused(text, match):
     with pytest.raises(ValueError, match=match):
         parse_sketch(text)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", "unused")
+
+
+@pytest.mark.parametrize("method", ["rmm-plan", "rmm-uniform"])
+def test_a_budget_is_kept_and_used(make_run, digits, method: str):
+    given = {"layers": 3, "hidden": 16, "epochs": 2, "norm_codec": ("int1",), "x0_codec": ("int2",), "codec": ("int2",)}
+    stock = train(make_run(**given), digits, quiet=True)
+    kept = train(make_run(**given, method=(method,), budget=("5%",)), digits, quiet=True)
+    # The budget is of what the ledger counts; beside it live here the seeds and the loss's own tensors.
+    assert 0.04 < kept.saved.total / stock.saved.total < 0.06
+    with pytest.raises(BenchmarkError, match="budget"):
+        train(make_run(**given, method=(method,), budget=("0.1%",)), digits, quiet=True)
+
+
+def test_rates_follow_the_noise(make_run, digits):
+    run = make_run(method=("rmm-lean",), adaptive=("rate",), noise_target=(5.0,), layers=2, hidden=16, epochs=31)
+    result = train(run, digits, quiet=True)
+    steps = sorted({step for step, *_ in result.noise})
+    assert steps == [0, 10, 20, 30] and len(result.noise) == 4 * 4  # two convolutions, two Linears
+    assert all(measured == pytest.approx(5.0, rel=0.4) for step, _, measured, _ in result.noise if step == 30)
+    assert result.saved_mean_bytes > 0
+    assert run.label == "rmm-lean count_sketch 0.1 fp32, norm int2, x0 fp32, adaptive rate for noise 5"
+
+
+def test_the_learning_rate_follows_the_noise(make_run, tiny):
+    plain, followed = (
+        train(make_run(method=("rmm",), adaptive=(adaptive,), epochs=5), tiny, quiet=True) for adaptive in ("off", "lr")
+    )
+    assert followed.loss[1] == plain.loss[1] and followed.loss[2:] != plain.loss[2:]
+    assert followed.noise == [] and followed.saved_mean_bytes is None

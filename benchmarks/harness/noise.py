@@ -1,0 +1,43 @@
+"""Runs whose rates, or learning rate, follow the noise that sketching adds."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from benchmarks.harness.run_config import RunConfig
+
+# Steps between measurements.
+_EVERY = 10
+
+
+class NoiseFollower:
+    """Does what a run's ``adaptive`` says; nothing where it is off."""
+
+    def __init__(self, run: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        from rmm_gnn import NoiseController, NoiseLR
+
+        self._controller = self._scheduler = None
+        if run.adaptive == "rate":
+            assert run.noise_target is not None
+            self._controller = NoiseController(model, run.noise_target, every=_EVERY, mode="sketch")
+        elif run.adaptive == "lr":
+            self._scheduler = NoiseLR(optimizer, model, full_batch=True, every=_EVERY, mode="sketch")
+
+    def after_backward(self) -> bool:
+        """Move the rates where they move; whether there was a measurement."""
+        if self._controller is None:
+            return False
+        before = len(self._controller.history)
+        self._controller.step()
+        return len(self._controller.history) > before
+
+    def after_step(self) -> None:
+        """Set the learning rate of the next step."""
+        if self._scheduler is not None:
+            self._scheduler.step()
+
+    def history(self) -> list[tuple[int, str, float, float]]:
+        """Step, layer, measured noise and rate of every measurement."""
+        changes = [] if self._controller is None else self._controller.history
+        return [(change.step, change.layer, change.measured, change.rate) for change in changes]
