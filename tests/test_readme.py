@@ -20,6 +20,10 @@ def test_there_are_examples():
     assert len(BLOCKS) >= 2
 
 
+def test_nothing_is_left_to_be_filled_in():
+    assert not re.findall(r"^[A-Z]+_[A-Z_]+$", README, flags=re.MULTILINE)
+
+
 def test_named_files_exist():
     named = re.findall(r"(?:bash|python) ((?:scripts|benchmarks)/[\w/]+\.(?:sh|py))", README)
     named += re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README)
