@@ -17,7 +17,7 @@ for argument in "$@"; do
     previous="$argument"
 done
 
-python benchmarks/ogbn_arxiv.py --dataset digits --method baseline rmm rmm-lean exact --rate 0.1 --codec int8 --x0-codec int4 \
+python benchmarks/ogbn_arxiv.py --dataset digits --method baseline rmm rmm-lean exact:rate=0.125 --rate 0.1 --codec int8 --x0-codec int4 \
     --layers 4 --hidden 64 --epochs 60 --runs 3 --out "$out" "$@"
 
 say "Picture, table and records are in $out:"
