@@ -19,6 +19,10 @@ class Cost(NamedTuple):
     noise: float
 
 
+# Fields of a cost.
+_BYTES, _NOISE = 0, 1
+
+
 def choose(
     items: Sequence[Sequence[Cost]], *, max_bytes: int | None = None, max_noise: float | None = None
 ) -> list[int]:
@@ -58,9 +62,9 @@ def choose(
         chosen[item] = hulls[item][rank + 1]
         saved, noise = saved + other.saved_bytes - one.saved_bytes, noise + other.noise - one.noise
     if max_bytes is not None:
-        _fill(items, chosen, max_bytes - saved)
+        _spend(items, chosen, max_bytes - saved, limited=_BYTES, wanted=_NOISE)
     elif max_noise is not None:
-        _trim(items, chosen, max_noise - noise)
+        _spend(items, chosen, max_noise - noise, limited=_NOISE, wanted=_BYTES)
     return chosen
 
 
@@ -82,33 +86,17 @@ def _hull(choices: Sequence[Cost]) -> list[int]:
     return hull
 
 
-def _fill(items: Sequence[Sequence[Cost]], chosen: list[int], left: int) -> None:
-    """Spend what is left on single changes, each time the one that saves most noise."""
+def _spend(items: Sequence[Sequence[Cost]], chosen: list[int], left: float, *, limited: int, wanted: int) -> None:
+    """Spend what is left of one field of `Cost` on single changes, each time the one that saves most of the other."""
     while True:
         best = (0.0, -1, -1)
         for item, choices in enumerate(items):
             now = choices[chosen[item]]
             for index, choice in enumerate(choices):
-                if choice.saved_bytes - now.saved_bytes <= left:
-                    best = max(best, (now.noise - choice.noise, item, index))
-        saving, item, index = best
-        if saving <= 0.0:
-            return
-        left -= items[item][index].saved_bytes - items[item][chosen[item]].saved_bytes
-        chosen[item] = index
-
-
-def _trim(items: Sequence[Sequence[Cost]], chosen: list[int], left: float) -> None:
-    """Spend the noise that is still allowed on single changes, each time the one that saves most bytes."""
-    while True:
-        best = (0, -1, -1)
-        for item, choices in enumerate(items):
-            now = choices[chosen[item]]
-            for index, choice in enumerate(choices):
-                if choice.noise - now.noise <= left:
-                    best = max(best, (now.saved_bytes - choice.saved_bytes, item, index))
+                if choice[limited] - now[limited] <= left:
+                    best = max(best, (now[wanted] - choice[wanted], item, index))
         saving, item, index = best
         if saving <= 0:
             return
-        left -= items[item][index].noise - items[item][chosen[item]].noise
+        left -= items[item][index][limited] - items[item][chosen[item]][limited]
         chosen[item] = index

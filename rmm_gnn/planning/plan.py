@@ -20,7 +20,8 @@ from rmm_gnn.convert import LEAN_SWAPS, convert_to_rmm
 from rmm_gnn.diagnostics.table import align, format_bytes
 from rmm_gnn.planning.budget import parse_budget
 from rmm_gnn.planning.choose import choose
-from rmm_gnn.planning.survey import OUTSIDE, Survey, Surveyor
+from rmm_gnn.planning.items import OUTSIDE
+from rmm_gnn.planning.survey import Survey, Surveyor
 from rmm_gnn.sketches.moments import Moments
 
 ModelT = TypeVar("ModelT", bound=Module)

@@ -1,0 +1,93 @@
+"""What a plan decides about: layers, grouped where one config has to serve several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import Module
+
+from rmm_gnn.config import RMMConfig
+from rmm_gnn.planning.choose import Cost
+from rmm_gnn.planning.layer_noise import LINEAR_CODECS, LayerNoise
+
+RATES = tuple(round(10 ** (-exponent / 20), 4) for exponent in range(53))
+# The cheapest setting that is exact but for the order of additions: a signed permutation of the rows.
+EXACT = RMMConfig(rate=1.0, center=False)
+# Stands for the products of functions that no layer owns: the mode's config is theirs.
+OUTSIDE = "(functions)"
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """Layers that read one tensor, or cannot be told apart: one config for all of them.
+
+    Attributes:
+        modules: Names of the layers; `OUTSIDE` for products outside of layers that can be converted.
+        products: The products with their trained weights.
+        inputs: Rows, columns and type of what is kept: of each tensor they read, once where sketches are shared.
+    """
+
+    modules: tuple[str, ...]
+    products: tuple[LayerNoise, ...]
+    inputs: tuple[tuple[int, int, torch.dtype], ...]
+
+    def choices(self, settings: RMMConfig) -> list[tuple[RMMConfig, Cost]]:
+        """Every config worth considering, with the family and workspace of ``settings``, and what it costs."""
+        center = sum(product.center for product in self.products) * 2 > len(self.products)
+        configs = [replace(EXACT, workspace_bytes=settings.workspace_bytes)]
+        configs += [
+            replace(settings, rate=rate, size=None, codec=codec, center=center)
+            for codec in LINEAR_CODECS
+            for rate in RATES
+        ]
+        return [(config, self.cost(config)) for config in configs]
+
+    def cost(self, config: RMMConfig) -> Cost:
+        """Bytes kept under ``config``, and noise to signal summed over the weights."""
+        saved = sum(config.saved_bytes(*shape) for shape in self.inputs)
+        return Cost(saved, sum(product.noise(config) for product in self.products))
+
+
+@dataclass
+class SeenProduct:
+    """A product as one step showed it.
+
+    Attributes:
+        product: Its noise.
+        reads: Number of the tensor it reads.
+        shape: Rows, columns and type of that tensor as it is kept.
+    """
+
+    product: LayerNoise
+    reads: int
+    shape: tuple[int, int, torch.dtype]
+
+
+_Group = tuple[set[str], set[int], list[SeenProduct]]
+
+
+def items_of(seen: Iterable[SeenProduct], model: Module, *, shared: bool) -> Iterator[Item]:
+    """Group the products of a layer, those outside of layers, and, where sketches are ``shared``, readers of one x."""
+    modules = dict(model.named_modules())
+    groups: list[_Group] = []
+    for product in seen:
+        owner = product.product.name.rpartition(".")[0]
+        name = owner if isinstance(getattr(modules.get(owner), "config", None), RMMConfig) else OUTSIDE
+        merged: _Group = ({name}, {product.reads}, [product])
+        for group in [group for group in groups if name in group[0] or (shared and _read_alike(name, group, product))]:
+            groups.remove(group)
+            merged = (merged[0] | group[0], merged[1] | group[1], group[2] + merged[2])
+        groups.append(merged)
+    for names, _, products in groups:
+        shapes = {product.reads if shared else number: product.shape for number, product in enumerate(products)}
+        yield Item(
+            modules=tuple(sorted(names)),
+            products=tuple(product.product for product in products),
+            inputs=tuple(shapes.values()),
+        )
+
+
+def _read_alike(name: str, group: _Group, product: SeenProduct) -> bool:
+    return OUTSIDE not in (name, *group[0]) and product.reads in group[1]
