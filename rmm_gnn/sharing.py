@@ -20,6 +20,21 @@ def mark_read(kept: list[Tensor]) -> None:
             _READ[tensor] = True
 
 
+# Outputs of products for which nothing new is kept, for as long as they live.
+_OF_HELD: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def note_of_held(out: Tensor) -> Tensor:
+    """Note that ``out`` is a product whose input the caller keeps in any case, whatever its layer's config says."""
+    _OF_HELD[out] = True
+    return out
+
+
+def is_of_held(out: Tensor) -> bool:
+    """Whether ``note_of_held`` noted it."""
+    return out in _OF_HELD
+
+
 class KeptOnce:
     """Finds what is being kept of a tensor already, under a key, so that it is not kept twice.
 

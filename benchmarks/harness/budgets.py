@@ -48,7 +48,9 @@ def uniform_config(model: nn.Module, task: Task, config: RMMConfig, budget: str)
 
     def bytes_at(rate: float) -> int:
         given = replace(config, rate=rate)
-        return surveyor.bytes_under(lambda copy: convert_to_rmm(copy, given, lean=True), compress_activations(given))
+        return surveyor.bytes_under(
+            lambda copy: convert_to_rmm(copy, given, lean=True), compress_activations(given, held=surveyor.held)
+        )
 
     allowed = parse_budget(budget, surveyor.stock_bytes())
     if bytes_at(_LOWEST_RATE) > allowed:

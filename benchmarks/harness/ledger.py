@@ -19,13 +19,13 @@ from benchmarks.harness.train import build_model
 class _InContext(nn.Module):
     """A model whose forward pass alone runs under the method's context."""
 
-    def __init__(self, model: nn.Module, run: RunConfig) -> None:
+    def __init__(self, model: nn.Module, run: RunConfig, task: Task) -> None:
         super().__init__()
         self.model = model
-        self._run = run
+        self._run, self._task = run, task
 
     def forward(self, *inputs: Any) -> Tensor:
-        with METHODS[self._run.method].context(self.model, self._run):
+        with METHODS[self._run.method].context(self.model, self._run, self._task):
             return self.model(*inputs)
 
 
@@ -49,7 +49,7 @@ def write_ledger(run: RunConfig, dataset: NodeDataset, folder: Path) -> list[Pat
 
     task = Task.of(dataset, dataset.split_for(run.seed).to(run.device))
     model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
-    report = memory_report(_InContext(model, run), *task.inputs, loss_fn=task.loss_fn)
+    report = memory_report(_InContext(model, run, task), *task.inputs, loss_fn=task.loss_fn)
     paths = [folder / f"{ledger_stem(run)}{suffix}" for suffix in (".txt", ".json", ".png")]
     paths[0].write_text(f"{report}\n")
     paths[1].write_text(json.dumps(report.to_dict(), indent=1) + "\n")

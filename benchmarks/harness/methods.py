@@ -30,8 +30,8 @@ class Method:
             model to train.  It must leave the initial weights alone, since runs of different methods are compared in
             pairs.
         axes: Settings of the sweep that apply; the method gets one row for each combination of their values.
-        context: Takes the model and the run; in force around every forward pass in training, loss included, not around
-            backward.
+        context: Takes the model, the run and the task; in force around every forward pass in training, loss included,
+            not around backward.
         check: Takes the run; raises ValueError for settings that `prepare` would refuse, before data are
             read.
         describe: Takes the run; the method's own configuration as JSON-able fields, for the records.
@@ -44,7 +44,7 @@ class Method:
     name: str
     prepare: Callable[[nn.Module, RunConfig, Task], nn.Module] = lambda model, run, task: model
     axes: tuple[str, ...] = ()
-    context: Callable[[nn.Module, RunConfig], AbstractContextManager[Any]] = lambda model, run: nullcontext()
+    context: Callable[[nn.Module, RunConfig, Task], AbstractContextManager[Any]] = lambda *_: nullcontext()
     check: Callable[[RunConfig], object] = lambda run: None
     describe: Callable[[RunConfig], dict[str, Any] | None] = lambda run: None
     theory: Callable[[Block, RunConfig], float | None] = lambda block, run: accounting.stock(block)
@@ -108,10 +108,10 @@ def _prepare_lean(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
     return convert_to_rmm(model, _rmm_config(run))
 
 
-def _lean_context(model: nn.Module, run: RunConfig) -> AbstractContextManager[Any]:
+def _lean_context(model: nn.Module, run: RunConfig, task: Task) -> AbstractContextManager[Any]:
     from rmm_gnn import compress_activations
 
-    return compress_activations(_rmm_config(run))
+    return compress_activations(_rmm_config(run), held=task.inputs)
 
 
 def _check_exact(run: RunConfig) -> None:
@@ -126,7 +126,7 @@ def _prepare_exact(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
     return convert_to_exact(model, kept_frac=run.rate, bits=run.exact_bits)
 
 
-def _exact_context(model: nn.Module, run: RunConfig) -> AbstractContextManager[Any]:
+def _exact_context(model: nn.Module, run: RunConfig, task: Task) -> AbstractContextManager[Any]:
     from rmm_gnn.baselines.exact import exact_activations
 
     return exact_activations(bits=run.exact_bits)
@@ -140,7 +140,7 @@ def _prepare_checkpoint(model: nn.Module, run: RunConfig, task: Task) -> nn.Modu
     return model
 
 
-def _offload_context(model: nn.Module, run: RunConfig) -> AbstractContextManager[Any]:
+def _offload_context(model: nn.Module, run: RunConfig, task: Task) -> AbstractContextManager[Any]:
     from benchmarks.harness.offload import offload
 
     return offload(run.device)
@@ -165,10 +165,10 @@ def _prepare_uniform(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
     return convert_to_rmm(model, config)
 
 
-def _uniform_context(model: nn.Module, run: RunConfig) -> AbstractContextManager[Any]:
+def _uniform_context(model: nn.Module, run: RunConfig, task: Task) -> AbstractContextManager[Any]:
     from rmm_gnn import compress_activations
 
-    return compress_activations(cast("RMMConfig", model.config))
+    return compress_activations(cast("RMMConfig", model.config), held=task.inputs)
 
 
 _SKETCH_AXES = ("sketch", "rate", "center", "codec")
@@ -202,7 +202,7 @@ METHODS: dict[str, Method] = {
             "rmm-plan",
             prepare=_prepare_plan,
             axes=("sketch", "budget"),
-            context=lambda model, run: model.plan.context(),  # type: ignore[operator,union-attr]
+            context=lambda model, run, task: model.plan.context(*task.inputs),  # type: ignore[operator,union-attr]
             check=_rmm_config,
             theory=lambda block, run: None,
             note="rmm-plan: the whole model, rate and codec of every layer chosen for least noise within the bytes.",

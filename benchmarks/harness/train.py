@@ -105,7 +105,7 @@ def training_loss(run: RunConfig, task: Task) -> Callable[[nn.Module], Tensor]:
 
     def loss_of(model: nn.Module) -> Tensor:
         model.train()
-        with context(model, run):
+        with context(model, run, task):
             return task.loss_fn(model(*task.inputs))
 
     return loss_of

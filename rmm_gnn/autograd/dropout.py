@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmm_gnn.autograd.bit_masks import TILE, mask_bytes, tiles, write_bits
+from rmm_gnn.autograd.bit_masks import TILE, Tile, mask_bytes, tiles, write_bits
 from rmm_gnn.autograd.double_backward import refuse_double_backward
 from rmm_gnn.seeding import Stream, hash_index, mix32
 
 _SEEDED = (torch.Tag.nondeterministic_seeded,)
 
 
-def keep_masks(num_entries: int, p: float, seed: Tensor) -> Any:
-    """Yield (tile, bool mask) over a flat tensor: True with probability 1 - p, to within 2^-32, independently.
+class _MaskHash:
+    """The mask of a flat tensor: entry i of tile t is kept if mix32(a_t xor b_i) >= p 2^32, a and b hashed of the seed.
 
-    Entry i of tile t is kept if mix32(a_t xor b_i) >= p 2^32, with a and b hashed from the seed: one keyed round for an
-    entry, the same whatever the tensor's shape.
+    That is one keyed round for an entry, and the same mask whatever the tensor's shape.
     """
-    threshold = round(p * 2**32)
-    count = (num_entries + TILE - 1) // TILE
-    first = hash_index(seed, Stream.DROPOUT, torch.arange(count, device=seed.device))
-    lanes = hash_index(seed, Stream.DROPOUT_LANES, torch.arange(min(TILE, num_entries), device=seed.device))
-    words = torch.empty_like(lanes)
-    for number, tile in enumerate(tiles(num_entries)):
-        part = words[: tile.entries.stop - tile.entries.start]
-        torch.bitwise_xor(lanes[: part.shape[0]], first[number], out=part)
-        yield tile, mix32(part) >= threshold
+
+    def __init__(self, num_entries: int, p: float, seed: Tensor) -> None:
+        self._threshold = round(p * 2**32)
+        count = (num_entries + TILE - 1) // TILE
+        self._first = hash_index(seed, Stream.DROPOUT, torch.arange(count, device=seed.device))
+        self._lanes = hash_index(seed, Stream.DROPOUT_LANES, torch.arange(min(TILE, num_entries), device=seed.device))
+        self._words = torch.empty_like(self._lanes)
+
+    def within_tile(self, start: int, stop: int) -> Tensor:
+        """Return the bool mask of entries [start, stop), which lie in one tile; it holds until the next call."""
+        tile, first = divmod(start, TILE)
+        part = self._words[: stop - start]
+        torch.bitwise_xor(self._lanes[first : first + stop - start], self._first[tile], out=part)
+        return mix32(part) >= self._threshold
+
+
+def keep_masks(num_entries: int, p: float, seed: Tensor) -> Iterator[tuple[Tile, Tensor]]:
+    """Yield (tile, bool mask) over a flat tensor: True with probability 1 - p, to within 2^-32, independently."""
+    masks = _MaskHash(num_entries, p, seed)
+    for tile in tiles(num_entries):
+        yield tile, masks.within_tile(tile.entries.start, tile.entries.stop)
+
+
+def dropped_rows(x: Tensor, p: float, seed: Tensor, height: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield the rows of ``apply_dropout(x, p, seed)``, x [B, N], ``height`` at a time, as ``(start, stop, rows)``."""
+    masks = _MaskHash(x.numel(), p, seed)
+    columns = x.shape[1]
+    for start in range(0, x.shape[0], height):
+        stop = min(start + height, x.shape[0])
+        source = x[start:stop].reshape(-1)
+        rows = torch.empty_like(source)
+        first, last = start * columns, stop * columns
+        cuts = [first, *range((first // TILE + 1) * TILE, last, TILE), last]
+        for begin, end in pairwise(cuts):
+            part = slice(begin - first, end - first)
+            torch.mul(source[part], masks.within_tile(begin, end).to(x.dtype).div_(1 - p), out=rows[part])
+        yield start, stop, rows.view(-1, columns)
 
 
 @torch.library.custom_op("rmm_gnn::dropout", mutates_args=(), tags=_SEEDED)

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rmm_gnn.config import RMMConfig
+from rmm_gnn.context.held import HeldInputs
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sharing import KeptOnce
 
@@ -22,13 +23,22 @@ class ForwardPass:
         checkpoints: How many checkpointed blocks were running on entry.
     """
 
-    def __init__(self, config: RMMConfig, checkpoints: int) -> None:
+    def __init__(self, config: RMMConfig, checkpoints: int, held: tuple[Tensor, ...] = ()) -> None:
         self.config = config
+        self._held = HeldInputs(held) if held else None
         self.checkpoints = checkpoints
         # Made when it is needed: torch.compile, which traces the entry, cannot trace the making of this.
         self._readings: WeakIdKeyDictionary | None = None
         self._start = int(draw_seed(torch.empty(0))) if checkpoints else None
         self._generators: dict[torch.device, torch.Generator] = {}
+
+    @property
+    def held(self) -> HeldInputs | None:
+        """What the caller keeps in any case, and what dropout made of it; None where there is nothing.
+
+        Also None in traced code, which could not look tensors up.
+        """
+        return None if torch.compiler.is_compiling() else self._held
 
     def seed(self, like: Tensor) -> Tensor | None:
         """Return the next seed of a sketch in a checkpointed block; elsewhere None, and the product draws its own.

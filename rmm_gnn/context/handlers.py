@@ -11,6 +11,7 @@ from torch import Tensor
 
 import rmm_gnn.functional as lean
 from rmm_gnn.context.forward_pass import ForwardPass
+from rmm_gnn.context.held import dropout_of_held, linear_of_held
 from rmm_gnn.functional._calling import autocast_dtype
 
 Handler = Callable[..., Any]
@@ -49,6 +50,10 @@ def _fit(x: Any, weight: Any, bias: Any = None) -> bool:
 def _linear(this: ForwardPass, input: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
     if not (_fit(input, weight, bias) and weight.requires_grad):
         return NotImplemented
+    if this.held is not None:
+        out = linear_of_held(this.held, input, weight, bias)
+        if out is not None:
+            return out
     return lean.rmm_linear(
         input, weight, bias, config=this.config, seed=this.seed(input), shared=this.sketches(input, weight)
     )
@@ -93,6 +98,10 @@ def _leaky_relu_(this: ForwardPass, input: Tensor, negative_slope: float = 0.01)
 
 def _dropout(this: ForwardPass, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     known = _is_dense(input) and type(p) in (int, float) and 0 <= p <= 1
+    if known and this.held is not None:
+        out = dropout_of_held(this.held, input, p, training, inplace)
+        if out is not None:
+            return out
     return lean.dropout(input, p, training, inplace) if known else NotImplemented
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from traceback import walk_stack
 from typing import Any
 
@@ -15,6 +16,7 @@ import rmm_gnn.functional as lean
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.context.forward_pass import ForwardPass
 from rmm_gnn.context.handlers import HANDLERS
+from rmm_gnn.context.held import dropout_of_held, linear_of_held
 
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 # The first pass over a block; the second one of the reentrant variant, and of the other.
@@ -55,11 +57,20 @@ class compress_activations(TorchFunctionMode):
     ``training`` argument, linear ones among them, are compressed wherever a gradient is needed, also in ``eval()``, and
     those that sketch or round draw a seed in any case.
 
+    *Inputs that live on anyway.*  The features of a full-batch graph, or the batch that a loop holds, take their memory
+    whether or not a layer keeps them.  Name them as ``held``: products that read one are then exact and keep a
+    reference, and products that read dropout of one keep a reference and a seed, from which backward drops out again.
+    Neither brings noise, nor a byte but the seed.  Changing a held tensor in place between forward and backward raises
+    an error.
+
     Args:
         config: What to keep; ``RMMConfig()`` if None.
+        held: Tensors that the caller keeps until backward in any case; None stands for none.  Objects that are not
+            strided tensors, such as sparse matrices, may be among them and are passed over.  Compiled code does not
+            look at them.
 
     Raises:
-        TypeError: If ``config`` is not an ``RMMConfig``.
+        TypeError: If ``config`` is not an ``RMMConfig``, or ``held`` is no sequence.
         RuntimeError: In the forward pass, if ``torch.utils.checkpoint`` starts within the mode.
 
     Example:
@@ -69,17 +80,20 @@ class compress_activations(TorchFunctionMode):
         >>> loss.backward()
     """
 
-    def __init__(self, config: RMMConfig | None = None) -> None:
+    def __init__(self, config: RMMConfig | None = None, *, held: Sequence[Any] | None = None) -> None:
         super().__init__()
         if config is not None and not isinstance(config, RMMConfig):
             raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
+        if isinstance(held, Tensor) or not isinstance(held, Sequence | None):
+            raise TypeError(f"'held' must be a sequence of tensors (got {type(held).__name__}). Write held=(x,).")
         self.config = RMMConfig() if config is None else config
+        self.held = tuple(x for x in held or () if isinstance(x, Tensor) and x.layout == torch.strided)
         self._passes: list[ForwardPass] = []
 
     def __enter__(self) -> compress_activations:
         # Nothing here may break the graph: dynamo would then run the block only in part and return the wrong value.
         if not torch.compiler.is_compiling():
-            self._passes.append(ForwardPass(self.config, _count_checkpoints()))
+            self._passes.append(ForwardPass(self.config, _count_checkpoints(), self.held))
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
@@ -93,8 +107,9 @@ class compress_activations(TorchFunctionMode):
         if func in _OWN_FUNCTIONS:
             self._check_checkpoints()
             with torch._C.DisableTorchFunction():
-                if func is lean.rmm_linear and _is_plain(args, kwargs):
-                    return _rmm_linear(self._current(), *args, **kwargs)
+                own = _OWN_HANDLERS.get(func)
+                if own is not None and _is_plain(args, kwargs):
+                    return own(self._current(), *args, **kwargs)
                 return func(*args, **kwargs)
         # Subclasses of Tensor have a say of their own in what a function means.
         if handler is not None and _is_plain(args, kwargs):
@@ -129,9 +144,24 @@ class compress_activations(TorchFunctionMode):
 
 
 def _rmm_linear(this: ForwardPass, x: Tensor, weight: Tensor, bias: Tensor | None = None, **kwargs: Any) -> Tensor:
+    if this.held is not None and weight.requires_grad:
+        out = linear_of_held(this.held, x, weight, bias)
+        if out is not None:
+            return out
     if kwargs.get("shared") is None and isinstance(x, Tensor) and isinstance(weight, Tensor):
         kwargs["shared"] = this.sketches(x, weight)
     return lean.rmm_linear(x, weight, bias, **kwargs)
+
+
+def _dropout(this: ForwardPass, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if this.held is not None and not kwargs.keys() & {"seed"}:
+        out = dropout_of_held(this.held, x, *args, **kwargs)
+        if out is not None:
+            return out
+    return lean.dropout(x, *args, **kwargs)
+
+
+_OWN_HANDLERS = {lean.rmm_linear: _rmm_linear, lean.dropout: _dropout}
 
 
 @torch.compiler.assume_constant_result

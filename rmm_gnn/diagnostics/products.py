@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import rmm_gnn.functional as lean
 from rmm_gnn.config import RMMConfig
+from rmm_gnn.sharing import is_of_held
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class Product:
         out: The product, [*, M], or the output that it was added to.
         config: How X is sketched; None where it is not.
         codec: What X is stored in, whole; None where it is sketched or kept as it is.
+        held: Whether X is kept by the caller in any case, so that nothing new is: then ``codec`` is "fp32".
     """
 
     name: str
@@ -34,6 +36,7 @@ class Product:
     out: Tensor
     config: RMMConfig | None = None
     codec: str | None = None
+    held: bool = False
 
     @property
     def rows(self) -> Tensor:
@@ -68,7 +71,9 @@ class WatchProducts(TorchFunctionMode):
             found = read(*args, **kwargs)
             name = None if found is None else self._name_of(found.weight)
             if found is not None and name is not None and out.requires_grad and found.weight.requires_grad:
-                self._on_product(Product(name, found.x, out, found.config, found.codec))
+                held = is_of_held(out)
+                config, codec = (None, "fp32") if held else (found.config, found.codec)
+                self._on_product(Product(name, found.x, out, config, codec, held))
         elif isinstance(out, Tensor) and out.dim() == 2 and out.requires_grad:
             made_of = {self._name_of(arg) for arg in args if isinstance(arg, Tensor)} - {None}
             if len(made_of) == 1 and not any(isinstance(arg, Tensor) and arg.dim() > 2 for arg in args):

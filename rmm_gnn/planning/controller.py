@@ -144,6 +144,8 @@ class NoiseController:
             name, module = self._weights[record.layer]
             config = module.config
             assert isinstance(config, RMMConfig) and config.rate is not None
+            if record.sketch_size != config.sketch_size(record.num_rows):
+                continue  # the input was kept whole, whatever the rate: see `held` of compress_activations
             measured = self._smooth(name, float(QUANTITIES[self.quantity](record)))
             if not math.isfinite(measured):
                 continue

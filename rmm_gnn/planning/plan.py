@@ -17,6 +17,7 @@ from rmm_gnn._validation import check_bool, check_rate
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.context import compress_activations
 from rmm_gnn.convert import LEAN_SWAPS, convert_to_rmm
+from rmm_gnn.diagnostics.storages import tensors_in
 from rmm_gnn.diagnostics.table import align, format_bytes
 from rmm_gnn.planning.budget import parse_budget
 from rmm_gnn.planning.choose import choose
@@ -59,6 +60,7 @@ class Plan:
         other_bytes: Bytes that no decision changes: the bits of ReLU, the loss, operators that are not known.
         stock_bytes: Bytes that the model keeps without a plan.
         num_weights: Number of weights that noise is summed over.
+        exact: Weights whose products read the model's input, or dropout of it: exact, and nothing is kept for them.
     """
 
     configs: dict[str, RMMConfig]
@@ -68,6 +70,7 @@ class Plan:
     other_bytes: int
     stock_bytes: int
     num_weights: int
+    exact: tuple[str, ...] = ()
 
     @property
     def saved_bytes(self) -> int:
@@ -90,9 +93,24 @@ class Plan:
             config[".*"] = self.functions
         return convert_to_rmm(model, config, lean=self.lean) if config else model
 
-    def context(self) -> AbstractContextManager[Any]:
-        """Return what the forward pass runs under: the mode for operators called as functions, or nothing."""
-        return compress_activations(self.functions) if self.lean else nullcontext()
+    def context(self, *inputs: Any) -> AbstractContextManager[Any]:
+        """Return what the forward pass runs under: the mode for operators called as functions, or nothing.
+
+        Args:
+            *inputs: What the model is given: the tensors among them are ``held``, see ``compress_activations``.
+
+        Raises:
+            ValueError: If there is no tensor among them, and the plan keeps nothing for weights that read the inputs.
+        """
+        if not self.lean:
+            return nullcontext()
+        held = tuple(tensors_in(*inputs))
+        if self.exact and not held:
+            raise ValueError(
+                f"'inputs' must be the model's inputs, which {', '.join(self.exact)} reads (got no tensor). "
+                "Write `with plan.context(x):`."
+            )
+        return compress_activations(self.functions, held=held)
 
     def table(self) -> str:
         """Return the decisions, largest first, with predicted bytes and noise, as a person reads them."""
@@ -100,6 +118,8 @@ class Plan:
         cells = [
             [", ".join(row.layers), row.setting, format_bytes(row.saved_bytes), f"{row.noise:.2g}"] for row in rows
         ]
+        if self.exact:
+            cells.append([", ".join(self.exact), "exact: reads the input", format_bytes(0), "0"])
         cells.append(["(all else)", "", format_bytes(self.other_bytes), "0"])
         share = f"{100 * self.saved_bytes / self.stock_bytes:.2f} % of {format_bytes(self.stock_bytes)}"
         foot = ["total", share, format_bytes(self.saved_bytes), f"{self.noise * self.num_weights:.2g}"]
@@ -127,7 +147,8 @@ class Plan:
             rows = [PlanRow(**(row | {"layers": tuple(row["layers"])})) for row in values.pop("rows")]
             configs = {name: RMMConfig.from_dict(config) for name, config in values.pop("configs").items()}
             functions = RMMConfig.from_dict(values.pop("functions"))
-            return Plan(configs=configs, functions=functions, rows=tuple(rows), **values)
+            exact = tuple(values.pop("exact"))
+            return Plan(configs=configs, functions=functions, rows=tuple(rows), exact=exact, **values)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"'text' must be a plan written by to_json (got {error!r}). Make it anew with rmm_gnn.plan."
@@ -185,7 +206,7 @@ def plan(
         >>> made = plan(model, x, lambda out: out.square().mean(), budget="20%")
         >>> made.saved_bytes <= made.stock_bytes / 5
         True
-        >>> with made.context():
+        >>> with made.context(x):
         ...     loss = made.apply(model)(x).square().mean()
     """
     settings = _checked(model, loss_fn, config, lean, budget=budget, rate=rate, noise=noise)
@@ -199,13 +220,13 @@ def plan(
         max_bytes = parse_budget(budget, survey.stock_bytes)
     elif rate is not None:
         uniform = replace(settings, rate=rate, size=None)
-        mode = compress_activations(uniform) if lean else nullcontext()
+        mode = compress_activations(uniform, held=surveyor.held) if lean else nullcontext()
         max_bytes = surveyor.bytes_under(lambda model: convert_to_rmm(model, uniform, lean=lean), mode)
     max_noise = None if noise is None else noise * survey.num_weights
     for _ in range(_MAX_ATTEMPTS):
         made = _solve(survey, settings, lean, max_bytes, max_noise)
         surveyor.progress("bytes of the model under the plan")
-        missed = surveyor.bytes_under(made.apply, made.context()) - made.saved_bytes
+        missed = surveyor.bytes_under(made.apply, made.context(*surveyor.held)) - made.saved_bytes
         if missed == 0:
             return made
         survey = replace(survey, base_bytes=survey.base_bytes + missed)
@@ -244,7 +265,8 @@ def _solve(survey: Survey, settings: RMMConfig, lean: bool, max_bytes: int | Non
                 configs[name] = config
     for kind, codec in codecs.items():
         rows.append(PlanRow((_KINDS[kind],), codec, *survey.others[kind][codec]))
-    return Plan(configs, functions, lean, tuple(rows), survey.base_bytes, survey.stock_bytes, survey.num_weights)
+    totals = survey.base_bytes, survey.stock_bytes, survey.num_weights
+    return Plan(configs, functions, lean, tuple(rows), *totals, survey.exact)
 
 
 def _kept(config: RMMConfig) -> str:

@@ -18,6 +18,7 @@ from rmm_gnn.convert import LEAN_SWAPS, SWAPS, convert_to_rmm, revert_rmm
 from rmm_gnn.diagnostics.memory import saved_entries
 from rmm_gnn.diagnostics.products import Product, WatchProducts
 from rmm_gnn.diagnostics.report import SavedEntry
+from rmm_gnn.diagnostics.storages import tensors_in
 from rmm_gnn.functional._calling import autocast_dtype
 from rmm_gnn.planning.choose import Cost
 from rmm_gnn.planning.items import EXACT, Item, SeenProduct, items_of
@@ -31,6 +32,8 @@ KINDS = {
     "act_codec": {"rmm_gnn.activation"},
     "x0_codec": {"rmm_gnn.coded_linear"},
 }
+# Converted, but nothing is coded or left out.
+_PLAIN = replace(EXACT, norm_codec="fp32", act_codec="fp32", x0_codec="fp32")
 # Passes from which the noise of other operators is measured, for each codec.
 _NOISE_DRAWS = 3
 
@@ -45,6 +48,7 @@ class Survey:
         base_bytes: What nobody decides.
         others: For each of `KINDS` that the model has, what each codec costs.
         num_weights: How many weights the noise is summed over.
+        exact: Weights whose products read what the caller holds: nothing is to be decided.
     """
 
     items: tuple[Item, ...]
@@ -52,6 +56,7 @@ class Survey:
     base_bytes: int
     others: dict[str, dict[str, Cost]]
     num_weights: int
+    exact: tuple[str, ...] = ()
 
 
 @dataclass
@@ -75,13 +80,14 @@ class Surveyor:
         self.progress("bytes of the model as it is")
         stock = self.stock_bytes()
         self.progress("noise of every layer")
-        items = tuple(items_of(self._products(), self._copy(EXACT), shared=self.lean))
-        if not items:
+        seen, exact = self._products()
+        items = tuple(items_of(seen, self._copy(EXACT), shared=self.lean))
+        if not (items or exact):
             raise ValueError(
                 "'model' must have layers to plan (got none that trains a weight by a matrix product). "
                 "Put it in training mode, and its weights to requires_grad."
             )
-        plain = _with(EXACT, dict.fromkeys(KINDS, "fp32"))
+        plain = _PLAIN
         whole = _sum(self._entries(plain))
         base = whole - sum(item.cost(EXACT).saved_bytes for item in items)
         others = {}
@@ -93,7 +99,8 @@ class Surveyor:
             stock_bytes=stock,
             base_bytes=base,
             others={kind: costs for kind, costs in others.items() if costs},
-            num_weights=sum(len(item.products) for item in items),
+            num_weights=sum(len(item.products) for item in items) + len(exact),
+            exact=tuple(sorted(exact)),
         )
 
     def stock_bytes(self) -> int:
@@ -107,7 +114,12 @@ class Surveyor:
             return _sum(self._recorded(model))
 
     def _mode(self, config: RMMConfig) -> AbstractContextManager[Any]:
-        return compress_activations(config) if self.lean else nullcontext()
+        return compress_activations(config, held=self.held) if self.lean else nullcontext()
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """Tensors of the inputs, which whoever runs the model has in hand until backward."""
+        return tuple(tensors_in(*self.inputs))
 
     def _entries(self, config: RMMConfig) -> tuple[SavedEntry, ...]:
         model = self._copy(config)
@@ -167,8 +179,10 @@ class Surveyor:
                 noise[codec] += sum(map(_relative_error, found, exact)) / _NOISE_DRAWS
         return noise | {"int4": noise["int2"] * (3 / 15) ** 2, "int8": noise["int2"] * (3 / 255) ** 2}
 
-    def _products(self) -> list[SeenProduct]:
-        model = self._copy(EXACT)
+    def _products(self) -> tuple[list[SeenProduct], set[str]]:
+        """Products as one step shows them, and the weights of those that read what the caller holds."""
+        model = self._copy(_PLAIN)
+        exact: set[str] = set()
         names: dict[Tensor, str] = {
             parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad
         }
@@ -176,6 +190,9 @@ class Surveyor:
         inputs: list[Tensor] = []  # held, so that an id stands for one tensor
 
         def watch(product: Product) -> None:
+            if product.held:
+                exact.add(product.name)
+                return
             if product.codec is not None:
                 return  # x_0, which is decided for all layers together
             name = product.name
@@ -195,10 +212,10 @@ class Surveyor:
 
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            with WatchProducts(names, watch):
+            with self._mode(_PLAIN), WatchProducts(names, watch):
                 loss = self.loss_fn(model(*self.inputs))
             loss.backward()
-        return seen
+        return seen, exact
 
 
 def _relative_error(found: Tensor, exact: Tensor) -> float:

@@ -62,7 +62,7 @@ def saved_bytes(model, context, x):
 def test_bytes_are_what_the_model_keeps_and_fit_the_budget(net, made):
     x, _ = data()
     model = made.apply(copy.deepcopy(net))
-    assert saved_bytes(model, made.context(), x) == made.saved_bytes <= 0.08 * made.stock_bytes
+    assert saved_bytes(model, made.context(x), x) == made.saved_bytes <= 0.08 * made.stock_bytes
     assert made.saved_bytes > 0.078 * made.stock_bytes  # what may be spent is spent
     assert saved_bytes(net, nullcontext(), x) == made.stock_bytes
 
@@ -82,7 +82,7 @@ def test_noise_is_what_monte_carlo_finds(net, budget):
     exact = gradients(copy.deepcopy(net), nullcontext())
     model, found = made.apply(copy.deepcopy(net)), []
     for _ in range(60):
-        pairs = zip(gradients(model, made.context()), exact, strict=True)
+        pairs = zip(gradients(model, made.context(x)), exact, strict=True)
         found.append(sum(float((one - other).square().sum() / other.square().sum()) for one, other in pairs))
     assert sum(found) / len(found) / made.num_weights == pytest.approx(made.noise, rel=0.2)
 
@@ -101,7 +101,7 @@ def test_a_rate_is_the_budget_of_that_rate_everywhere_and_the_plan_is_less_noisy
     uniform = RMMConfig(rate=0.1, codec="int8")
     made = plan(net, x, loss_fn, rate=0.1, config=uniform)
     model = convert_to_rmm(copy.deepcopy(net), uniform, lean=True)
-    assert made.saved_bytes <= saved_bytes(model, compress_activations(uniform), x)
+    assert made.saved_bytes <= saved_bytes(model, compress_activations(uniform, held=(x,)), x)
 
 
 def test_the_model_and_the_random_numbers_are_left_alone(net):
@@ -120,7 +120,7 @@ def test_a_plan_with_dropout_settles_too():
     net, (x, _) = Net(p=0.3), data()
     made = plan(net, x, loss_fn, budget="10%")
     model = made.apply(copy.deepcopy(net))
-    assert saved_bytes(model, made.context(), x) == made.saved_bytes
+    assert saved_bytes(model, made.context(x), x) == made.saved_bytes
     assert 0 < made.noise < 10
 
 
@@ -151,7 +151,7 @@ def test_layers_that_read_one_tensor_are_decided_together():
     made = plan(net, x, loss_fn, budget="70%")
     assert [row.layers for row in made.rows if "query" in row.layers] == [("key", "query", "value")]
     assert made.configs["query"] == made.configs["key"] == made.configs["value"]
-    assert saved_bytes(made.apply(net), made.context(), x) == made.saved_bytes
+    assert saved_bytes(made.apply(net), made.context(x), x) == made.saved_bytes
 
 
 def test_products_of_functions_get_the_config_of_the_mode():
@@ -168,7 +168,7 @@ def test_products_of_functions_get_the_config_of_the_mode():
     made = plan(net, x, lambda out: out.square().sum(), budget="60%")
     assert not made.configs and made.rows[0].layers == ("(functions)",)
     assert type(made.apply(net)) is Plain
-    with made.context():
+    with made.context(x):
         report = memory_report(net, x, loss_fn=lambda out: out.square().sum())
     assert report.saved_bytes == made.saved_bytes
 
@@ -178,7 +178,7 @@ def test_models_of_pyg():
     net, (x, _) = GraphSAGE(20, C, 2, 5, norm="batch_norm", dropout=0.2), data()
     made = plan(net, (x, EDGES), loss_fn, budget="30%")
     model = made.apply(net)
-    with made.context():
+    with made.context(x):
         assert memory_report(model, x, EDGES, loss_fn=loss_fn).saved_bytes == made.saved_bytes
 
 
@@ -238,4 +238,24 @@ def test_what_cannot_be_planned_is_refused(net):
 def test_layers_planned_before_are_planned_anew(net, made):
     again = plan(made.apply(copy.deepcopy(net)), data()[0], loss_fn, budget="8%")
     assert again.stock_bytes == made.stock_bytes and again.configs.keys() == made.configs.keys()
-    assert type(again.apply(copy.deepcopy(net)).first) is RMMTorchLinear
+    assert type(again.apply(copy.deepcopy(net)).last) is RMMTorchLinear
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_a_layer_that_reads_the_input_or_dropout_of_it_is_exact_and_free(p):
+    torch.manual_seed(0)
+    net, (x, _) = Net(p), data()
+    made = plan(net, x, loss_fn, budget="8%")
+    assert made.exact == ("first.weight",) and "first" not in made.configs
+    assert "exact: reads the input" in str(made)
+    assert Plan.from_json(made.to_json()).exact == made.exact
+    model = made.apply(copy.deepcopy(net))
+    assert saved_bytes(model, made.context(x), x) == made.saved_bytes
+    with pytest.raises(ValueError, match=r"'inputs' must be the model's inputs, which first.weight reads"):
+        made.context()
+
+
+def test_a_model_whose_only_product_reads_the_input_needs_nothing():
+    net, (x, _) = nn.Sequential(nn.Linear(20, 5)), data()
+    made = plan(net, x, lambda out: out.square().sum(), budget="100%")
+    assert made.rows == () and made.noise == 0.0

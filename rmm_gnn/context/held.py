@@ -1,0 +1,83 @@
+"""Tensors that the caller keeps in any case: products that read them, or dropout of them, need to keep nothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+import rmm_gnn.functional as lean
+from rmm_gnn.functional.linear_of_dropped import linear_of_dropped
+from rmm_gnn.seeding import draw_seed
+from rmm_gnn.sharing import note_of_held
+
+
+class Dropped(NamedTuple):
+    """How a tensor was made of one that is held.
+
+    Attributes:
+        source: The held tensor.
+        p: Probability of dropout.
+        seed: Of its mask.
+        version: Of the tensor made; if it has another one, it was changed since.
+    """
+
+    source: Tensor
+    p: float
+    seed: Tensor
+    version: int
+
+
+class HeldInputs:
+    """Knows what the caller holds, and what dropout made of it.
+
+    Args:
+        tensors: What is held.
+    """
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self._tensors = tensors
+        self._dropped: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def has(self, x: Tensor) -> bool:
+        """Whether ``x`` is held, under this or another name of the same memory."""
+        return any(x is tensor or _same_memory(x, tensor) for tensor in self._tensors)
+
+    def note(self, out: Tensor, source: Tensor, p: float, seed: Tensor) -> None:
+        """Remember, while ``out`` lives, that it is dropout of ``source``."""
+        self._dropped[out] = Dropped(source, p, seed, out._version)
+
+    def dropped(self, x: Tensor) -> Dropped | None:
+        """How ``x`` was made, if by dropout of what is held and not changed since."""
+        found = self._dropped.get(x)
+        return found if found is not None and found.version == x._version else None
+
+
+def linear_of_held(held: HeldInputs, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """The exact product where ``x`` is held, or dropout of what is; None elsewhere."""
+    if held.has(x):
+        return note_of_held(F.linear(x, weight, bias))
+    made = held.dropped(x)
+    if made is None:
+        return None
+    return note_of_held(linear_of_dropped(x, made.source, weight, bias, p=made.p, seed=made.seed))
+
+
+def dropout_of_held(
+    held: HeldInputs, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor | None:
+    """Dropout of ``x`` where it is held, noted; None elsewhere, and where dropout does nothing."""
+    if not training or inplace or not 0 < p < 1 or x.numel() == 0 or not held.has(x):
+        return None
+    seed = draw_seed(x)
+    out = lean.dropout(x, p, seed=seed)
+    held.note(out, x, float(p), seed)
+    return out
+
+
+def _same_memory(x: Tensor, other: Tensor) -> bool:
+    plain = x.layout == other.layout == torch.strided and x.device == other.device
+    return plain and x.dtype == other.dtype and x.is_set_to(other)

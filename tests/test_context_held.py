@@ -1,0 +1,242 @@
+"""Inputs that the caller holds: products that read them, or dropout of them, are exact and keep nothing new."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch_geometric.nn import GraphSAGE
+
+from rmm_gnn import GradientProbe, NoiseController, RMMConfig, compress_activations, convert_to_rmm, memory_report
+from rmm_gnn.autograd.bit_masks import TILE
+from rmm_gnn.autograd.dropout import apply_dropout, dropped_rows
+from rmm_gnn.functional.linear_of_dropped import linear_of_dropped
+from rmm_gnn.nn import LeanDropout
+from tests.nn.recording import kept_storages, saved_tensors
+
+ROWS, WIDTH, OUT = 90, 16, 8
+CONFIG = RMMConfig(rate=0.1)
+SEED_BYTES = 8
+
+
+def features(*shape, dtype=torch.float32):
+    return torch.randn(shape or (ROWS, WIDTH), generator=torch.Generator().manual_seed(3)).to(dtype)
+
+
+def layer(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Linear(WIDTH, OUT).to(dtype)
+
+
+DROPOUTS = {
+    "F.dropout": lambda x: F.dropout(x, 0.3),
+    "F.dropout(p=)": lambda x: F.dropout(input=x, p=0.3, training=True),
+    "torch.dropout": lambda x: torch.dropout(x, 0.3, True),
+    "nn.Dropout": nn.Dropout(0.3),
+    "LeanDropout": LeanDropout(0.3),
+    "none": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+@pytest.mark.parametrize("converted", [False, True])
+@pytest.mark.parametrize("shape", [(ROWS, WIDTH), (3, ROWS // 3, WIDTH)])
+def test_gradients_are_exact_and_nothing_but_a_seed_is_kept(name, converted, shape):
+    x, linear = features(*shape), layer()
+    if converted:
+        convert_to_rmm(linear, CONFIG)
+    with compress_activations(CONFIG, held=(x,)), saved_tensors() as saved:
+        dropped = DROPOUTS[name](x)
+        out = linear(dropped)
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(4))
+    out.backward(gradient)
+    exact = gradient.flatten(0, -2).T @ dropped.flatten(0, -2)
+    torch.testing.assert_close(out, F.linear(dropped, linear.weight, linear.bias))
+    torch.testing.assert_close(linear.weight.grad, exact)
+    torch.testing.assert_close(linear.bias.grad, gradient.flatten(0, -2).sum(0))
+    kept = kept_storages(saved, besides=[x, *linear.parameters()])
+    assert sum(kept.values()) == (0 if name == "none" else SEED_BYTES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_types(dtype):
+    x, linear = features(dtype=dtype), layer(dtype)
+    with compress_activations(CONFIG, held=(x,)):
+        dropped = F.dropout(x, 0.3)
+        out = linear(dropped)
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).to(dtype)
+    out.backward(gradient)
+    exact = (gradient.double().T @ dropped.double()).to(dtype)
+    torch.testing.assert_close(linear.weight.grad, exact, rtol=2e-2 if dtype != torch.float64 else 1e-12, atol=1e-2)
+
+
+def test_autocast():
+    x, linear = features(), layer()
+    with torch.autocast("cpu", dtype=torch.bfloat16), compress_activations(CONFIG, held=(x,)):
+        dropped = F.dropout(x, 0.3)
+        out = linear(dropped)
+    assert out.dtype == torch.bfloat16
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).bfloat16()
+    out.backward(gradient)
+    exact = gradient.float().T @ dropped.bfloat16().float()
+    torch.testing.assert_close(linear.weight.grad, exact.bfloat16().float(), rtol=1e-2, atol=1e-2)
+
+
+def test_another_name_of_the_same_memory_is_held_too_and_a_part_of_it_is_not():
+    x, linear = features(), layer()
+    with compress_activations(CONFIG, held=(x,)):
+        for tensor, estimated in ((x.detach(), False), (x[: ROWS // 2], True), (x.clone(), True)):
+            with saved_tensors() as saved:
+                linear(tensor)
+            kept = kept_storages(saved, besides=[x, tensor, *linear.parameters()])
+            assert bool(kept) == estimated, tensor.shape
+
+
+def test_what_was_changed_after_dropout_is_sketched():
+    x, linear = features(), layer()
+    with compress_activations(CONFIG, held=(x,)), saved_tensors() as saved:
+        dropped = F.dropout(x, 0.3)
+        dropped[0] = 0.0
+        linear(dropped)
+    kept = kept_storages(saved, besides=[x, *linear.parameters()])
+    assert sum(kept.values()) == CONFIG.saved_bytes(ROWS, WIDTH)
+
+
+def test_changing_what_is_held_before_backward_raises():
+    for read in (lambda x: x, lambda x: F.dropout(x, 0.3)):
+        x, linear = features(), layer()
+        with compress_activations(CONFIG, held=(x,)):
+            loss = linear(read(x)).sum()
+        x[0] = 1.0
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_held_tensors_that_need_a_gradient_get_it():
+    x, linear = features().requires_grad_(), layer()
+    with compress_activations(CONFIG, held=(x,)):
+        dropped = F.dropout(x, 0.3)
+        out = linear(dropped)
+    gradient = torch.randn(ROWS, OUT, generator=torch.Generator().manual_seed(4))
+    out.backward(gradient)
+    mask = (dropped != 0) / 0.7
+    torch.testing.assert_close(x.grad, (gradient @ linear.weight) * mask)
+    torch.testing.assert_close(linear.weight.grad, gradient.T @ dropped.detach())
+
+
+def test_the_rest_of_the_model_is_compressed_as_ever():
+    x = features()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.3), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Dropout(0.2), nn.Linear(WIDTH, OUT))
+    first = CONFIG.saved_bytes(ROWS, WIDTH) - SEED_BYTES  # its sketch goes, and the seed of the dropout before it comes
+    assert memory_saved(model, x, held=(x,)) == memory_saved(model, x, held=()) - first
+
+
+def memory_saved(model, x, held):
+    with compress_activations(CONFIG, held=held):
+        return memory_report(model, x).saved_bytes
+
+
+def test_a_model_of_pyg_keeps_nothing_of_its_features():
+    torch.manual_seed(0)
+    model, x, edges = GraphSAGE(WIDTH, WIDTH, 2, OUT, dropout=0.5), features(), torch.randint(ROWS, (2, 300))
+    with compress_activations(CONFIG, held=(x, edges)):
+        report = memory_report(model, x, edges)
+    # lin_r of the first layer reads the features, lin_l their mean.
+    names = {entry.module for entry in report.entries}
+    assert "convs.0.lin_l" in names and "convs.0.lin_r" not in names
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_within_a_checkpointed_block_the_mask_comes_back(use_reentrant):
+    x, linear = features().requires_grad_(use_reentrant), layer()
+
+    def block(x):
+        with compress_activations(CONFIG, held=(x,)):
+            dropped = F.dropout(x, 0.3)
+            return linear(dropped), dropped
+
+    out, dropped = checkpoint(block, x, use_reentrant=use_reentrant)
+    out.sum().backward()
+    torch.testing.assert_close(linear.weight.grad, torch.ones(OUT, ROWS) @ dropped)
+
+
+def test_compiled_code_sketches_what_is_held():
+    x, linear = features(), layer()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(x):
+        return linear(x * 1.0).square().sum()
+
+    with compress_activations(CONFIG, held=(x,)):
+        step(x).backward()
+    assert linear.weight.grad.isfinite().all()
+
+
+def test_a_probe_sees_no_noise_and_a_controller_leaves_the_rate_alone():
+    x = features()
+    torch.manual_seed(0)
+    model = convert_to_rmm(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, OUT)), CONFIG)
+    probe, controller = GradientProbe(model, every=1), NoiseController(model, 0.5, every=1)
+    with compress_activations(CONFIG, held=(x,)):
+        model(x).square().sum().backward()
+    controller.step()
+    noise = {record.layer: record.rmm_variance for record in probe.records}
+    assert noise["0.weight"] == 0.0 and noise["2.weight"] > 0.0
+    assert controller.rates["0"] == CONFIG.rate != controller.rates["2"]
+
+
+def test_double_backward_raises():
+    x, linear = features().requires_grad_(), layer()
+    with compress_activations(CONFIG, held=(x,)):
+        out = linear(F.dropout(x, 0.3))
+    with pytest.raises(RuntimeError, match="create_graph"):
+        torch.autograd.grad(out.sum(), linear.weight, create_graph=True)
+
+
+@pytest.mark.parametrize("held", [torch.ones(2, 2), 3, {"x": 1}.keys()])
+def test_held_has_to_be_a_sequence(held):
+    with pytest.raises(TypeError, match="'held' must be a sequence of tensors"):
+        compress_activations(CONFIG, held=held)
+
+
+def test_sparse_inputs_and_other_objects_are_passed_over():
+    mode = compress_activations(CONFIG, held=(torch.eye(3).to_sparse_csr(), None, "graph"))
+    assert mode.held == ()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (63, 7), (100, 129), (2 * TILE // 1000 + 3, 1000)])
+@pytest.mark.parametrize("height", [1, 40, 10_000])
+def test_rows_made_again_are_those_of_dropout(shape, height):
+    if height == 1 and shape[0] > 100:
+        height = 5
+    x, seed = features(*shape), torch.tensor(11)
+    rows = torch.cat([rows.clone() for _, _, rows in dropped_rows(x, 0.3, seed, height)])
+    assert torch.equal(rows, apply_dropout(x, 0.3, seed))
+
+
+def test_operator_is_registered_right():
+    x, linear, seed = features(), layer(), torch.tensor(5)
+    dropped = apply_dropout(x, 0.3, seed)
+    args = (dropped, x, linear.weight, linear.bias, 0.3, seed)
+    torch.library.opcheck(torch.ops.rmm_gnn.linear_of_dropped.default, args)
+    torch.library.opcheck(torch.ops.rmm_gnn.dropped_weight_grad.default, (torch.randn(ROWS, OUT), x, 0.3, seed))
+
+
+def test_a_source_that_is_not_contiguous():
+    source, linear, seed = features(WIDTH, ROWS).t(), layer(), torch.tensor(5)
+    dropped = apply_dropout(source, 0.3, seed)
+    out = linear_of_dropped(dropped, source, linear.weight, linear.bias, p=0.3, seed=seed)
+    out.sum().backward()
+    torch.testing.assert_close(linear.weight.grad, torch.ones(OUT, ROWS) @ dropped)
+
+
+def test_a_copy_of_the_model_is_as_exact():
+    x, linear = features(), copy.deepcopy(convert_to_rmm(layer(), CONFIG))
+    with compress_activations(CONFIG, held=(x,)):
+        linear(x).sum().backward()
+    torch.testing.assert_close(linear.weight.grad, torch.ones(OUT, ROWS) @ x)
