@@ -79,6 +79,7 @@ for dtype in (torch.float32, torch.bfloat16):
         "relu_dropout": lambda x: lean.relu_dropout(x, 0.3),
         "gelu": lambda x: lean.gelu(x),
         "batch_norm": lambda x: lean.batch_norm(x, *buffers, gamma, gamma, True),
+        "batch_norm sketched": lambda x: lean.batch_norm(x, *buffers, gamma, gamma, True, rate=0.5),
         "layer_norm": lambda x: lean.layer_norm(x, (COLUMNS,), gamma.to(dtype), gamma.to(dtype)),
     }
     for name, operator in operators.items():

@@ -23,6 +23,10 @@ CODE = OPS.encode(X.detach(), "int2", SEED)
 G = torch.randn(20, 4)
 
 
+def kept_by_norm(rate):
+    return OPS.batch_norm(X.detach(), *[None] * 4, 0.1, 1e-5, "int2", True, SEED, rate)[2]
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -34,8 +38,10 @@ G = torch.randn(20, 4)
         ("relu", (X, 0.1)),
         ("dropout", (X, 0.3, SEED)),
         ("relu_dropout", (X, 0.3, SEED)),
-        ("batch_norm", (X, leaf(4), leaf(4), *STATISTICS, 0.1, 1e-5, "int2", True, SEED)),
-        ("batch_norm", (X, None, None, None, None, 0.1, 1e-5, "fp32", True, SEED)),
+        ("batch_norm", (X, leaf(4), leaf(4), *STATISTICS, 0.1, 1e-5, "int2", True, SEED, 1.0)),
+        ("batch_norm", (X, None, None, None, None, 0.1, 1e-5, "fp32", True, SEED, 1.0)),
+        ("batch_norm", (X, leaf(4), leaf(4), *STATISTICS, 0.1, 1e-5, "int2", True, SEED, 0.3)),
+        ("batch_norm", (leaf(9, 4, 3), None, None, None, None, 0.1, 1e-5, "fp32", True, SEED, 0.5)),
         ("layer_norm", (X, [4], leaf(4), leaf(4), 1e-5, "int2", True, SEED)),
         ("activation", (X, "gelu", 0.0, "int4", SEED)),
         ("activation", (X, "elu", 0.5, "fp32", SEED)),
@@ -54,10 +60,8 @@ def test_forward(name, arguments):
         ("masked_grad", (G, OPS.relu(X.detach(), None)[1], 0.7, 0.0)),
         ("dropout_backward", (G, 0.3, SEED)),
         ("activation_backward", (G, OPS.activation(X.detach(), "silu", 0.0, "int4", SEED)[1], "int4")),
-        (
-            "batch_norm_backward",
-            (G, None, OPS.batch_norm(X.detach(), *[None] * 4, 0.1, 1e-5, "int2", True, SEED)[2], "int2", True),
-        ),
+        ("batch_norm_backward", (G, None, kept_by_norm(1.0), "int2", True, 1.0, None)),
+        ("batch_norm_backward", (G, None, kept_by_norm(0.3), "int2", True, 0.3, SEED)),
         (
             "layer_norm_backward",
             (

@@ -1,4 +1,4 @@
-r"""Batch normalisation that keeps its normalised input in a codec.
+r"""Batch normalisation that keeps its normalised input, or a sketch of its rows, in a codec.
 
 With :math:`\hat x` the normalised input, M the entries of a channel and sums over them,
 
@@ -8,7 +8,8 @@ With :math:`\hat x` the normalised input, M the entries of a channel and sums ov
 
 What is read back is right on average and its entries are pairwise independent, so the gradient of gamma is unbiased.
 The gradient of x is quadratic in what is kept: entry i of a channel is off by :math:`-\gamma g_i v_i / (\sigma M)` on
-average, v_i the codec's variance there.  With INT2, :math:`v_i \le s^2/4` for the step s.
+average, v_i the codec's variance there.  With INT2, :math:`v_i \le s^2/4` for the step s.  What a sketch of fewer rows
+brings is in ``sketched_norm``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rmm_gnn.autograd.double_backward import refuse_double_backward
+from rmm_gnn.autograd.sketched_norm import encode_sketch, iter_estimates, kept_rows, sketch_products
 from rmm_gnn.codecs import Codec, get_codec, row_tiles
 from rmm_gnn.kernels.reference import accumulation_dtype
 
@@ -40,8 +42,9 @@ def batch_norm_op(
     codec: str,
     keep_input: bool,
     seed: Tensor,
+    rate: float,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Torch's output; the new running statistics; 1/sigma and, with ``keep_input``, the coded normalised input."""
+    """Torch's output; the new running statistics; 1/sigma and, with ``keep_input``, what is kept of x."""
     # Copies: an operator that changed its arguments could not have a backward.
     running = (
         [running_mean.clone(), running_var.clone()] if running_mean is not None and running_var is not None else []
@@ -51,12 +54,15 @@ def batch_norm_op(
     dtype = accumulation_dtype(x.dtype)
     kept = [inv_std.to(dtype, copy=True)]
     if keep_input:
-        rows, columns = x.shape[0], x[0].numel()
-        payload = get_codec(codec).empty(rows, columns, x.dtype, x.device)
+        rows, columns, size = x.shape[0], x[0].numel(), kept_rows(rate, x.shape[0])
+        payload = get_codec(codec).empty(size, columns, x.dtype, x.device)
         mean, scale = _per_channel(mean.to(dtype), x), _per_channel(kept[0], x)
-        for start, stop in row_tiles(rows, columns, _TILE_BYTES, dtype.itemsize):
-            block = x[start:stop].to(dtype).sub(mean).mul_(scale)
-            get_codec(codec).encode(block.flatten(1), payload, start, seed)
+        if size < rows:
+            encode_sketch(x, mean, scale, payload, get_codec(codec), size, seed)
+        else:
+            for start, stop in row_tiles(rows, columns, _TILE_BYTES, dtype.itemsize):
+                block = x[start:stop].to(dtype).sub(mean).mul_(scale)
+                get_codec(codec).encode(block.flatten(1), payload, start, seed)
         kept += payload
     return out, running, kept
 
@@ -73,11 +79,12 @@ def _(
     codec: str,
     keep_input: bool,
     seed: Tensor,
+    rate: float,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     stats = [running_mean, running_var] if running_mean is not None and running_var is not None else []
     kept = [x.new_empty(x.shape[1], dtype=accumulation_dtype(x.dtype))]
     if keep_input:
-        kept += get_codec(codec).empty(x.shape[0], x[0].numel(), x.dtype, x.device)
+        kept += get_codec(codec).empty(kept_rows(rate, x.shape[0]), x[0].numel(), x.dtype, x.device)
     return torch.empty_like(x), [torch.empty_like(tensor) for tensor in stats], kept
 
 
@@ -88,17 +95,23 @@ def batch_norm_backward_op(
     kept: list[Tensor],
     codec: str,
     needs_x: bool,
+    rate: float,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (empty where it is not needed), gamma (0 where the input was not kept) and beta."""
     dtype = accumulation_dtype(grad_output.dtype)
     inv_std, payload = kept[0], list(kept[1:])
+    size = kept_rows(rate, grad_output.shape[0])
+    sketched = bool(payload) and size < grad_output.shape[0]
     channels = (0, *range(2, grad_output.dim()))
     sums, products = torch.zeros_like(inv_std), torch.zeros_like(inv_std)
-    for start, stop, normalized in _tiles(payload, grad_output, dtype, get_codec(codec)):
+    for start, stop, normalized in _tiles([] if sketched else payload, grad_output, dtype, get_codec(codec)):
         block = grad_output[start:stop].to(dtype)
         sums += block.sum(channels)
         if normalized is not None:
             products += (normalized * block).sum(channels)
+    if sketched:
+        products = sketch_products(grad_output, payload, get_codec(codec), size, seed)
     if not needs_x:
         return grad_output.new_empty(0), products, sums
 
@@ -106,17 +119,31 @@ def batch_norm_backward_op(
     count = grad_output.numel() // max(1, sums.numel())
     mean_grad, mean_product = _per_channel(sums / count, grad_output), _per_channel(products / count, grad_output)
     grad_x = torch.empty_like(grad_output)
-    for start, stop, normalized in _tiles(payload, grad_output, dtype, get_codec(codec)):
-        block = grad_output[start:stop].to(dtype)
+
+    def gradient(block: Tensor, normalized: Tensor | None) -> Tensor:
         assert normalized is not None  # kept wherever x needs a gradient
-        block = block - torch.addcmul(mean_grad, normalized, mean_product)
-        grad_x[start:stop] = block * scale
+        rest = torch.addcmul(mean_grad, normalized, mean_product)
+        return torch.sub(block.to(dtype), rest, out=rest).mul_(scale)
+
+    if sketched:
+        for rows, normalized in iter_estimates(payload, grad_output, get_codec(codec), size, seed, _TILE_BYTES):
+            block = gradient(grad_output.index_select(0, rows), normalized)
+            grad_x.index_copy_(0, rows.long(), block.to(grad_x.dtype))
+    else:
+        for start, stop, normalized in _tiles(payload, grad_output, dtype, get_codec(codec)):
+            grad_x[start:stop] = gradient(grad_output[start:stop], normalized)
     return grad_x, products, sums
 
 
 @batch_norm_backward_op.register_fake
 def _(
-    grad_output: Tensor, weight: Tensor | None, kept: list[Tensor], codec: str, needs_x: bool
+    grad_output: Tensor,
+    weight: Tensor | None,
+    kept: list[Tensor],
+    codec: str,
+    needs_x: bool,
+    rate: float,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = torch.empty_like(grad_output) if needs_x else grad_output.new_empty(0)
     return grad_x, torch.empty_like(kept[0]), torch.empty_like(kept[0])
@@ -139,22 +166,26 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:  # [C] -> [C, 1, ...]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], list[Tensor]]) -> None:
-    _, weight, bias, _, _, _, _, codec, _, _ = inputs
+    _, weight, bias, _, _, _, _, codec, keep_input, seed, rate = inputs
     ctx.set_materialize_grads(False)
-    ctx.codec = codec
+    ctx.codec, ctx.rate = codec, rate
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (weight, bias)]
-    # gamma scales the gradient of x and serves nothing else.
-    ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *output[2])
+    # gamma scales the gradient of x and serves nothing else; S is made again from the seed.
+    ctx.save_for_backward(
+        weight if ctx.needs_input_grad[0] else None, seed if keep_input and rate < 1.0 else None, *output[2]
+    )
 
 
 def _backward(ctx: Any, grad_output: Tensor | None, _: Any, __: Any) -> tuple[Tensor | None, ...]:
     refuse_double_backward("batch_norm")
-    nothing = (None,) * 7
+    nothing = (None,) * 8
     if grad_output is None:
         return (None, None, None, *nothing)
-    weight, *kept = ctx.saved_tensors
+    weight, seed, *kept = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    grad_x, products, sums = torch.ops.rmm_gnn.batch_norm_backward(grad_output, weight, kept, ctx.codec, needs_x)
+    grad_x, products, sums = torch.ops.rmm_gnn.batch_norm_backward(
+        grad_output, weight, kept, ctx.codec, needs_x, ctx.rate, seed
+    )
     return (
         grad_x if needs_x else None,
         products.to(ctx.dtypes[0]) if needs_weight else None,

@@ -42,15 +42,15 @@ def spec_of(codec: str | Codec) -> str:
     return codec.spec if isinstance(codec, Codec) else codec
 
 
-def rounding_seed(x: Tensor, codec: str, seed: Tensor | int | None) -> Tensor:
-    """Return ``seed``, or a fresh one where the codec rounds at random.
+def rounding_seed(x: Tensor, codec: str, seed: Tensor | int | None, *, sketched: bool = False) -> Tensor:
+    """Return ``seed``, or a fresh one where the codec rounds at random or what it stores is ``sketched``.
 
     It is drawn whether or not grad mode is on: reentrant checkpointing runs its first pass without, and what is drawn
     later in the same pass must come out the same in both.
     """
     if seed is not None:
         return check_seed(seed, x.device)
-    if codec in CAST_DTYPES:
+    if codec in CAST_DTYPES and not sketched:
         return torch.zeros((), dtype=torch.int64, device=x.device)
     return draw_seed(x)
 

@@ -1,4 +1,4 @@
-"""Normalisation that keeps its normalised input in a codec."""
+"""Normalisation that keeps its normalised input, or a sketch of it, in a codec."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 import rmm_gnn.autograd.batch_norm
 import rmm_gnn.autograd.layer_norm  # noqa: F401  (registers the operators)
-from rmm_gnn._validation import check_floating
+from rmm_gnn._validation import check_floating, check_rate
 from rmm_gnn.codecs import Codec
 from rmm_gnn.functional._calling import needs_grad, overridable, rounding_seed, spec_of
 
@@ -28,9 +28,10 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     codec: str | Codec = "int2",
+    rate: float = 1.0,
     seed: Tensor | int | None = None,
 ) -> Tensor:
-    r"""``torch.nn.functional.batch_norm`` that keeps the normalised input in a codec, one row of it for each sample.
+    r"""``torch.nn.functional.batch_norm`` that keeps the normalised input, or a sketch of its rows, in a codec.
 
     Output, statistics, running statistics and the gradient of ``bias`` are exact; with the int codecs the gradient of
     ``weight`` is unbiased, and the mean of the gradient of x differs from the exact one by
@@ -42,6 +43,24 @@ def batch_norm(
     with M the entries of a channel, v the codec's variance and :math:`s_i` its step: one part in M.  With
     ``training=False`` this is torch's function: nothing is drawn, and what torch keeps is kept.
 
+    *Fewer rows.*  A row is one of the N samples with all its channels and positions.  With ``rate`` below 1 the codec
+    stores a balanced CountSketch of k = round(rate N) rows of the normalised input, k in [1, N], and backward reads
+    :math:`\tilde x = S (S^T \hat x + e)`, e the rounding.  The gradient of ``bias`` stays exact and that of ``weight``
+    unbiased; that of x [N, C] is off by
+
+    .. math::
+        E[\partial x_{ij}] - \partial x^{exact}_{ij} = -\frac{\gamma_j}{\sigma_j} \left[ p \left(
+            g_{ij} \frac{|\hat x_j|^2}{N} + \hat x_{ij} c_j - \frac{2 g_{ij} \hat x_{ij}^2}{N} \right)
+            + \frac1N E[S (S^T g \circ V)]_{ij} \right], \qquad c_j = \frac1N \sum_i g_{ij} \hat x_{ij}
+
+    with V the codec's variance of the sketch's entries and p the probability that two rows share a bucket,
+    (N - k)/((N - 1) k) for equal ones: one part in k.  ``rmm_gnn.autograd.sketched_norm`` derives it, positions too.
+    The variance of an entry read back is about N/k - 1 and that of the rounding of the sketch, whose rows are
+    :math:`\sqrt{N/k}` times as large.  Kept are k rows of the code, 1/sigma, and a seed of 8 bytes.
+
+    Besides what is kept and returned, tiles of 1 MiB are allocated; with ``rate`` below 1, 16 MiB, and a copy of an x
+    or a gradient of the output that has more than two dimensions and is not contiguous.
+
     Args:
         x: At least two dimensions, channels second.
         running_mean: Updated in place in training, [C], or None.
@@ -51,21 +70,22 @@ def batch_norm(
         training: Use and keep the batch's own statistics.
         momentum: Weight of the batch in the running statistics.
         eps: Added to the variance.
-        codec: How the normalised input is kept.
-        seed: Decides the rounding; drawn afresh at every call if None.
+        codec: How the normalised input, or its sketch, is kept.
+        rate: Share of the N rows to keep as a sketch, in (0, 1]; 1 keeps the rows themselves.
+        seed: Decides the rounding and the sketch; drawn afresh at every call if None.
 
     Returns:
         The output, of the shape of x.
 
     Raises:
-        TypeError: If a gradient is needed and x is not a dense floating-point tensor.
-        ValueError: If ``codec`` is unknown, or as torch raises it.
+        TypeError: If a gradient is needed and x is not a dense floating-point tensor, or ``rate`` is no number.
+        ValueError: If ``codec`` is unknown, ``rate`` is out of range, or as torch raises it.
         RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
     """
-    codec = spec_of(codec)
+    codec, rate = spec_of(codec), check_rate("rate", rate)
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    seed = rounding_seed(x, codec, seed)
+    seed = rounding_seed(x, codec, seed, sketched=rate < 1.0)
     # torch has the words for what it refuses: one value a channel, an eps of 0, sizes that do not fit.  Its kernel,
     # which the operator calls, checks no sizes and would read and write beyond the end.
     refused = x.dim() < 2 or x.numel() <= x.shape[1] or eps <= 0 or (running_mean is None) != (running_var is None)
@@ -85,6 +105,7 @@ def batch_norm(
         codec,
         keep_input,
         seed,
+        rate,
     )
     if running_mean is not None and running_var is not None:
         # Detached: a buffer that joined this step's graph would carry it into the next one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,24 @@ from rmm_gnn.sketches.moments import Moments
 
 # Permutation, hash and offset vectors, all int64 or smaller, that exist at once for one position.
 _BYTES_PER_POSITION = 96
+
+
+class RowTile(NamedTuple):
+    """Some rows of S, which have one entry each.
+
+    Attributes:
+        rows: Their numbers [P].
+        signs: Their entries [P].
+        buckets: The columns of these less ``first`` [P].
+        first: The first bucket met.
+        last: The end of the buckets met.
+    """
+
+    rows: Tensor
+    signs: Tensor
+    buckets: Tensor
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -98,6 +116,21 @@ class CountSketch(Sketch):
             ends = torch.nn.functional.pad(offsets[1:], (0, 1), value=end - begin)
             out[first:last] += before[ends] - before[offsets]
         return out
+
+    def iter_rows(self, num_rows: int, draw: Draw, height: int, dtype: torch.dtype) -> Iterator[RowTile]:
+        """Yield S bucket by bucket, at most ``height`` of its rows at a time: what a product S Z needs."""
+        seed, sketch_size = draw.seed, draw.sketch_size
+        limit = max(1, draw.workspace_bytes // _BYTES_PER_POSITION)
+        for _, _, begin, end in _position_tiles(num_rows, sketch_size, 0, sketch_size, limit):
+            # Far more positions than rows of data fit into a tile, and every part of the permutation has a price.
+            rows, signs = permutation(seed, num_rows, begin, end), random_signs(seed, begin, end, dtype)
+            for start in range(begin, end, height):
+                stop = min(start + height, end)
+                first, last = (((position + 1) * sketch_size - 1) // num_rows for position in (start, stop - 1))
+                ends = torch.arange(start + 1, stop + 1, device=seed.device).mul_(sketch_size).sub_(1)
+                buckets = torch.div(ends, num_rows, rounding_mode="floor").sub_(first)
+                part = slice(start - begin, stop - begin)
+                yield RowTile(rows[part], signs[part], buckets, first, last + 1)
 
     def variance_of_moments(self, m: Moments, num_rows: int, sketch_size: int) -> Tensor:
         return (m.a + m.c - 2.0 * m.d) * pair_share(num_rows, sketch_size)

@@ -53,6 +53,19 @@ def test_sketch_rows_are_rows_of_apply(family):
         torch.testing.assert_close(part, whole[start:stop])
 
 
+@pytest.mark.parametrize(("num_rows", "sketch_size"), [(1, 1), (63, 1), (100, 33), (100, 100), (2000, 700)])
+@pytest.mark.parametrize("height", [1, 7, 5000])
+def test_rows_of_a_count_sketch_are_those_of_dense(num_rows, sketch_size, height):
+    """Also where the workspace holds fewer positions than there are."""
+    seed, family = torch.tensor(3), CASES["count_sketch"]
+    found = torch.zeros(num_rows, sketch_size)
+    for tile in family.iter_rows(num_rows, Draw(seed, sketch_size, workspace_bytes=2**16), height, torch.float32):
+        assert len(tile.rows) == len(tile.signs) == len(tile.buckets) <= height
+        assert tile.buckets[0] == 0 and tile.first + tile.buckets[-1] + 1 == tile.last
+        found[tile.rows.long(), tile.first + tile.buckets] += tile.signs
+    assert torch.equal(found, family.to_dense(num_rows, sketch_size, seed))
+
+
 @FAMILY
 def test_apply_is_linear(family):
     first, second = torch.randn(2, 70, 6, dtype=torch.float64)
