@@ -37,6 +37,8 @@ class RMMConfig:
         workspace_bytes: Bound on transient memory in forward and in backward; the families' docstrings list exceptions.
         backend: "auto", "torch" or "scatter" (bucket sums of ``count_sketch`` through torch-scatter).
         norm_codec: How lean normalisation keeps its normalised input.
+        norm_rate: Share of the rows that lean batch normalisation keeps, as a sketch, in ``norm_codec``; 1 keeps the
+            rows themselves.  Layer normalisation keeps them all: its statistics are those of a row.
         act_codec: How lean GELU, SiLU and ELU keep their derivative.
         x0_codec: How ``RMMGCN2Conv`` layers with two weights keep the x_0 they share; "fp32" keeps x_0 itself.
 
@@ -62,6 +64,7 @@ class RMMConfig:
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
     backend: str = "auto"
     norm_codec: str | Codec = "int2"
+    norm_rate: float = 1.0
     act_codec: str | Codec = "int4"
     x0_codec: str | Codec = "fp32"
     # What ``spec`` returns; ClassVar keeps it from being a setting.
@@ -82,6 +85,7 @@ class RMMConfig:
             raise ValueError(
                 f"'min_size' must not exceed 'max_size' (got {self.min_size} and {self.max_size}). Swap them."
             )
+        object.__setattr__(self, "norm_rate", check_rate("norm_rate", self.norm_rate))
         object.__setattr__(self, "sketch", get_sketch(self.sketch))
         check_bool("center", self.center)
         for name in ("codec", "norm_codec", "act_codec", "x0_codec"):
@@ -142,6 +146,7 @@ class RMMConfig:
     def from_dict(settings: Mapping[str, Any]) -> RMMConfig:
         """Rebuild the config that ``to_dict`` gave, from a record for instance."""
         sketch = from_spec(json.dumps(settings["sketch"]))
+        settings = {"norm_rate": 1.0, **settings}  # older records lack it
         return RMMConfig(sketch=sketch, **{name: settings[name] for name in _PLAIN_FIELDS})
 
     def extra_repr(self) -> str:
@@ -159,7 +164,7 @@ class RMMConfig:
 
 
 _PLAIN_FIELDS = tuple(field.name for field in fields(RMMConfig) if field.name != "sketch")
-_OTHER_OPERATORS = ("norm_codec", "act_codec", "x0_codec")
+_OTHER_OPERATORS = ("norm_codec", "norm_rate", "act_codec", "x0_codec")
 _LINEAR_FIELDS = tuple(name for name in _PLAIN_FIELDS if name not in _OTHER_OPERATORS)
 
 

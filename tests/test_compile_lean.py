@@ -62,7 +62,12 @@ def test_two_compiled_dropouts_of_one_input_draw_two_masks(backend):
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("module", [LeanGELU(), LeanELU(), LeanReLU(), LeanLayerNorm(8), LeanBatchNorm1d(8)], ids=repr)
+SKETCHED = LeanBatchNorm1d(8, config=RMMConfig(norm_rate=0.3, norm_codec="fp32"))
+
+
+@pytest.mark.parametrize(
+    "module", [LeanGELU(), LeanELU(), LeanReLU(), LeanLayerNorm(8), LeanBatchNorm1d(8), SKETCHED], ids=repr
+)
 def test_compiled_rounding_is_fresh_at_every_step(module):
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -70,3 +75,17 @@ def test_compiled_rounding_is_fresh_at_every_step(module):
     grads = [torch.autograd.grad((compiled(x) * weights).sum(), x)[0] for _ in range(2)]
     # ReLU rounds nothing: its two gradients must agree, which shows that the others differ by rounding alone.
     assert torch.equal(*grads) == isinstance(module, LeanReLU)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_batch_norm_sketches_as_the_eager_one_for_any_number_of_rows(backend):
+    """One graph whose rows are a symbol; the same seeds give the eager gradients."""
+    compiled = torch.compile(SKETCHED, backend=backend, fullgraph=True, dynamic=True)
+    for rows in (64, 50, 7):
+        x = torch.randn(rows, 8, requires_grad=True)
+        weights = torch.randn(rows, 8)
+        grads = []
+        for module in (compiled, SKETCHED):
+            torch.manual_seed(rows)
+            grads.append(torch.autograd.grad((module(x) * weights).sum(), (x, SKETCHED.weight)))
+        torch.testing.assert_close(*grads)

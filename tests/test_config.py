@@ -22,6 +22,7 @@ def test_defaults():
     assert config.family == get_sketch("count_sketch")
     assert config.workspace_bytes == 64 * 2**20 and config.backend == "auto"
     assert (config.norm_codec, config.act_codec, config.x0_codec) == ("int2", "int4", "fp32")
+    assert config.norm_rate == 1.0
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,17 @@ def test_spec_round_trip_copy_and_pickle(sketch):
     assert RMMConfig.from_spec(config.spec) == config
     assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
     assert config.to_dict()["sketch"]["name"] == config.family.name
+
+
+def test_records_carry_the_share_of_rows_of_normalisation_and_old_ones_lack_it():
+    config = RMMConfig(norm_rate=0.25)
+    record = json.loads(json.dumps(config.to_dict()))
+    assert RMMConfig.from_dict(record) == config and config.extra_repr() == "rate=0.1, norm_rate=0.25"
+    del record["norm_rate"]
+    assert RMMConfig.from_dict(record) == RMMConfig()
+    del record["codec"]
+    with pytest.raises(KeyError, match="codec"):
+        RMMConfig.from_dict(record)
 
 
 def test_saved_bytes_formula():
@@ -101,7 +113,7 @@ def test_the_spec_carries_the_codec_with_its_settings():
     config = RMMConfig(codec=StochasticCodec(4, group_size=64, scale="fp32"))
     assert RMMConfig.from_spec(config.spec) == config
     # A linear layer does not read the codecs of other operators, and its operator does not carry them.
-    other = RMMConfig(codec=config.codec, norm_codec="int8", act_codec="int1", x0_codec="bf16")
+    other = RMMConfig(codec=config.codec, norm_codec="int8", norm_rate=0.5, act_codec="int1", x0_codec="bf16")
     assert other != config and other.spec == config.spec
 
 
@@ -136,6 +148,9 @@ def test_errors_of_a_codecs_settings_name_the_setting():
         ({"rate": float("nan")}, ValueError, r"'rate' must lie in \(0, 1\]"),
         ({"rate": "0.1"}, TypeError, "'rate' must be a number"),
         ({"rate": True}, TypeError, "'rate' must be a number"),
+        ({"norm_rate": 0.0}, ValueError, r"'norm_rate' must lie in \(0, 1\] \(got 0.0\)"),
+        ({"norm_rate": 1.5}, ValueError, r"'norm_rate' must lie in \(0, 1\]"),
+        ({"norm_rate": "0.1"}, TypeError, "'norm_rate' must be a number"),
         ({"size": 0}, ValueError, "'size' must be at least 1"),
         ({"size": 2.5}, TypeError, "'size' must be a whole number"),
         ({"rate": 0.1, "size": 4}, ValueError, "'rate' must be left out where 'size' is given"),

@@ -38,6 +38,18 @@ def test_normalisation_keeps_two_bits_and_returns_torchs_values(name):
     assert x.grad is not None
 
 
+@pytest.mark.parametrize("name", ["batch_norm", "layer_norm"])
+def test_batch_norm_keeps_a_share_of_the_rows_and_layer_norm_all(name):
+    gamma, beta = torch.rand(WIDTH, requires_grad=True), torch.rand(WIDTH, requires_grad=True)
+    function, stock = spellings(gamma, beta, torch.zeros(WIDTH), torch.ones(WIDTH))[name]
+    x = torch.randn(ROWS, WIDTH, requires_grad=True)
+    for spelling in (function, stock):
+        with compress_activations(RMMConfig(norm_rate=0.25)), saved_tensors() as saved:
+            spelling(x)
+        rows, rest = (round(0.25 * ROWS), 4 * WIDTH + 8) if name == "batch_norm" else (ROWS, 4 * ROWS)
+        assert sum(kept_storages(saved, besides=[gamma, beta]).values()) == rows * (WIDTH // 4 + 4) + rest
+
+
 def test_dropout_keeps_a_seed():
     x = torch.ones(ROWS, WIDTH, requires_grad=True)
     with compress_activations(), saved_tensors() as saved:

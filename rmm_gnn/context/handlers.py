@@ -123,7 +123,7 @@ def _batch_norm(
     if not training and running_mean is None:
         return NotImplemented
     args = input, running_mean, running_var, weight, bias, training, momentum, eps
-    return lean.batch_norm(*args, codec=this.config.norm_codec)
+    return lean.batch_norm(*args, codec=this.config.norm_codec, rate=this.config.norm_rate)
 
 
 def _torch_dropout(this: ForwardPass, input: Tensor, p: float, train: bool) -> Tensor:

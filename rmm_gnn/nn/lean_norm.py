@@ -1,4 +1,4 @@
-"""Normalisation that keeps its normalised input in a codec: drop-ins for PyTorch's modules."""
+"""Normalisation that keeps its normalised input, or a sketch of it, in a codec: drop-ins for PyTorch's modules."""
 
 from __future__ import annotations
 
@@ -32,22 +32,24 @@ class _LeanBatchNorm(LeanModule, _BatchNorm):
             momentum,
             self.eps,
             codec=self.config.norm_codec,
+            rate=self.config.norm_rate,
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, norm_codec={self.config.norm_codec!r}"
+        rate = "" if self.config.norm_rate == 1.0 else f", norm_rate={self.config.norm_rate:g}"
+        return f"{super().extra_repr()}, norm_codec={self.config.norm_codec!r}{rate}"
 
 
 class LeanBatchNorm1d(_LeanBatchNorm, torch.nn.BatchNorm1d):
-    """``torch.nn.BatchNorm1d`` that keeps its normalised input in a codec; see ``functional.batch_norm``."""
+    """``torch.nn.BatchNorm1d`` that keeps its normalised input, or less: see ``functional.batch_norm``."""
 
 
 class LeanBatchNorm2d(_LeanBatchNorm, torch.nn.BatchNorm2d):
-    """``torch.nn.BatchNorm2d`` that keeps its normalised input in a codec; see ``functional.batch_norm``."""
+    """``torch.nn.BatchNorm2d`` that keeps its normalised input, or less: see ``functional.batch_norm``."""
 
 
 class LeanBatchNorm3d(_LeanBatchNorm, torch.nn.BatchNorm3d):
-    """``torch.nn.BatchNorm3d`` that keeps its normalised input in a codec; see ``functional.batch_norm``."""
+    """``torch.nn.BatchNorm3d`` that keeps its normalised input, or less: see ``functional.batch_norm``."""
 
 
 class LeanLayerNorm(LeanModule, torch.nn.LayerNorm):

@@ -136,6 +136,16 @@ def gradients(layer: Module, x: Tensor, grad_output: Tensor | None = None) -> li
     return list(torch.autograd.grad(out, [x, *layer.parameters()], grad_output.to(out.dtype)))
 
 
+def test_batch_norm_keeps_the_share_of_the_rows_that_the_config_says():
+    x = CASES["batch_norm"].x().requires_grad_()
+    for rate, rows, seed in ((1.0, ROWS, 0), (0.5, ROWS // 2, 8)):
+        layer = LeanBatchNorm1d(CHANNELS, config=RMMConfig(norm_rate=rate))
+        with saved_tensors() as saved:
+            layer(x)
+        assert sum(kept_storages(saved, besides=layer.parameters()).values()) == norm(rows, 6, 6) + seed
+        assert ("norm_rate=0.5" in repr(layer)) == (rate == 0.5)
+
+
 def test_every_module_has_a_case():
     lean = {getattr(rmm_gnn.nn, name) for name in rmm_gnn.nn.__all__ if name.startswith("Lean")}
     assert lean == {case.lean for case in CASES.values()} | {LeanReLUDropout}
