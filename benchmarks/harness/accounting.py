@@ -78,9 +78,10 @@ def rmm(block: Block, rate: float, codec: str) -> float:
     return _products(block, rate, codec, "fp32") + 2 * block.unit + block.dropout_mask
 
 
-def rmm_lean(block: Block, rate: float, codec: str, norm_codec: str, x0_codec: str) -> float:
+def rmm_lean(block: Block, rate: float, codec: str, norm_codec: str, x0_codec: str, norm_rate: float = 1.0) -> float:
     """The whole model: also BatchNorm's input coded, one bit for ReLU; dropout's mask comes back from its seed."""
-    return _products(block, rate, codec, x0_codec) + row_bytes(norm_codec, block.channels) + block.bit_mask
+    norm = norm_rate * row_bytes(norm_codec, block.channels)
+    return _products(block, rate, codec, x0_codec) + norm + block.bit_mask
 
 
 def exact(block: Block, rate: float, bits: int) -> float:

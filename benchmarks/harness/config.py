@@ -61,6 +61,12 @@ class Sweep:
     norm_codec: tuple[str, ...] = _option(
         ("int2",), "how rmm-lean stores BatchNorm's input, one row each; named as --codec", nargs="+"
     )
+    norm_rate: tuple[float, ...] = _option(
+        (1.0,),
+        "share of the rows that rmm-lean keeps of BatchNorm's input, as a sketch, one row each; 1: every row",
+        nargs="+",
+        type=float,
+    )
     x0_codec: tuple[str, ...] = _option(
         ("fp32",), "how rmm-lean stores x_0 for the convolutions, one row each; fp32: as it is", nargs="+"
     )

@@ -23,6 +23,7 @@ class RunConfig:
     center: bool | None
     codec: str | None
     norm_codec: str | None
+    norm_rate: float | None
     x0_codec: str | None
     exact_bits: int | None
     budget: str | None
@@ -47,7 +48,10 @@ class RunConfig:
     @property
     def key(self) -> str:
         """Sixteen hexadecimal digits that identify the run in ``records.jsonl``."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if self.norm_rate in (None, 1.0):  # runs recorded before there was this setting keep their keys
+            del values["norm_rate"]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -59,7 +63,8 @@ class RunConfig:
         if self.center is False:
             first.append("uncentred")
         parts = [" ".join(part for part in first if part is not None)]
-        parts += [f"norm {self.norm_codec}"] if self.norm_codec is not None else []
+        rows = "" if self.norm_rate in (None, 1.0) else f"{self.norm_rate:g} "
+        parts += [f"norm {rows}{self.norm_codec}"] if self.norm_codec is not None else []
         parts += [f"x0 {self.x0_codec}"] if self.x0_codec is not None else []
         parts += [f"in {self.budget}"] if self.budget is not None else []
         if self.adaptive not in (None, "off"):

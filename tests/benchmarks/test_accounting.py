@@ -41,6 +41,8 @@ def test_the_whole_model():
     kept = accounting.rmm_lean(PROTOCOL, 0.1, "int4", "int2", "int8")
     assert kept == pytest.approx(68 + 32 + 13.2 + 16.25) and 4352 / kept == pytest.approx(33.6, abs=0.05)
     assert accounting.rmm_lean(PROTOCOL, 0.1, "int8", "int2", "fp32") == pytest.approx(190)
+    # BatchNorm 0.2 x 68
+    assert accounting.rmm_lean(PROTOCOL, 0.1, "int8", "int2", "int4", 0.2) == pytest.approx(13.6 + 32 + 26 + 8.25)
 
 
 def test_exact_at_its_published_setting():
@@ -86,7 +88,11 @@ def graph() -> NodeDataset:
 SETTINGS = {
     "baseline": [{}],
     "rmm": [{}, {"rate": (0.5,), "codec": ("bf16",)}],
-    "rmm-lean": [{}, {"rate": (0.5,), "codec": ("int8",), "x0_codec": ("int4",), "norm_codec": ("int4",)}],
+    "rmm-lean": [
+        {},
+        {"rate": (0.5,), "codec": ("int8",), "x0_codec": ("int4",), "norm_codec": ("int4",)},
+        {"norm_rate": (0.25,)},
+    ],
     "exact": [{"rate": (0.125,)}, {"rate": (0.5,), "exact_bits": (4,)}],
     "checkpoint": [{}],
     "offload": [{}],

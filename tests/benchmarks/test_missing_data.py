@@ -84,6 +84,7 @@ def test_a_download_arrives_whole(tmp_path: Path):
         (["--codec", "int8", "int8"], "'codec' must name different values"),
         (["--method", "rmm", "--codec", "int3"], "'codec' must be .*int8"),
         (["--method", "rmm-lean", "--norm-codec", "none"], "'norm_codec' must be .*int2"),
+        (["--method", "rmm-lean", "--norm-rate", "0"], r"'norm_rate' must lie in \(0, 1\]"),
         (["--method", "rmm-lean", "--x0-codec", "int4:rows=3"], "'x0_codec' must have settings"),
         (["--method", "exact", "--rate", "0"], r"'rate' must be in \(0, 1\]"),
     ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,7 @@ def test_help_as_a_command_from_elsewhere(tmp_path: Path):
         "--resume",
         "--codec",
         "--norm-codec",
+        "--norm-rate",
         "--x0-codec",
         "--exact-bits",
         "--ledger",
@@ -188,6 +191,25 @@ def test_settings_given_with_a_method_are_that_rows_alone():
         resolve({"method": ("rmm-lean:rate=0.55,norm-codec=int1",), "runs": 1}).expand("", "cpu")[0].key
         == resolve(flags).expand("", "cpu")[0].key
     )
+
+
+def test_the_share_of_rows_of_batch_norm_is_a_setting_and_the_default_keeps_keys():
+    given = {"method": ("baseline", "rmm-lean", "rmm-uniform"), "norm_rate": (1.0, 0.2), "runs": 1}
+    runs = resolve(given).expand("", "cpu")
+    assert [run.label for run in runs] == [
+        "baseline",
+        "rmm-lean count_sketch 0.1 fp32, norm int2, x0 fp32",
+        "rmm-lean count_sketch 0.1 fp32, norm 0.2 int2, x0 fp32",
+        "rmm-uniform count_sketch fp32, norm int2, x0 fp32, in 3%",
+        "rmm-uniform count_sketch fp32, norm 0.2 int2, x0 fp32, in 3%",
+    ]
+    assert [run.norm_rate for run in runs] == [None, 1.0, 0.2, 1.0, 0.2] and len({run.key for run in runs}) == 5
+    assert METHODS["rmm-lean"].describe(runs[2])["norm_rate"] == 0.2
+    own = resolve({"method": ("rmm-lean:norm-rate=0.2",), "runs": 1}).expand("", "cpu")[0]
+    assert own == runs[2] and own.key == runs[2].key
+    # What runs recorded before there was the setting go by.
+    before = {name: value for name, value in asdict(runs[1]).items() if name != "norm_rate"}
+    assert runs[1].key == sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize(
