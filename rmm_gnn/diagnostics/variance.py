@@ -11,17 +11,18 @@ Equation numbers are those of Bershatsky et al., *Memory-Efficient Backpropagati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rmm_gnn._validation import check_matrix, check_positive_int, check_seed
-from rmm_gnn.codecs import get_codec
+from rmm_gnn.codecs import Codec, get_codec
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.control_variates import column_means
 from rmm_gnn.sketches import Draw
-from rmm_gnn.sketches.moments import moments
+from rmm_gnn.sketches.moments import moments, squared_norms
 
 
 class NoiseParts(NamedTuple):
@@ -124,22 +125,36 @@ def noise_parts(
 def rounding_variance(
     x: Tensor, grad_output: Tensor, config: RMMConfig, seed: Tensor, mean: Tensor | None, max_rows: int | None = None
 ) -> Tensor:
-    """Return the variance that storing S^T X in the codec adds, given the S of ``seed``.
+    """Return the variance that storing S^T X in the codec adds, given the S of ``seed``; see `rounding_variances`."""
+    return rounding_variances(x, grad_output, config, [config.codec], seed, mean, max_rows)[0]
+
+
+def rounding_variances(
+    x: Tensor,
+    grad_output: Tensor,
+    config: RMMConfig,
+    codecs: Sequence[str | Codec],
+    seed: Tensor,
+    mean: Tensor | None,
+    max_rows: int | None = None,
+) -> list[Tensor]:
+    """Return the variance that storing S^T X adds in each of ``codecs``, given the S of ``seed``.
 
     Args:
         x: Input of the layer [B, N].
         grad_output: Gradient of its output [B, M].
-        config: How x is kept.
+        config: How x is sketched.
+        codecs: How the sketch is stored.
         seed: Of S.
         mean: What is subtracted from every row of x; None without centring.
         max_rows: Read so many of the sketch's rows at most, and scale up: the rows are exchangeable.
     """
-    family, codec, num_rows = config.family, get_codec(config.codec), x.shape[0]
+    family, num_rows = config.family, x.shape[0]
     size = config.sketch_size(num_rows)
     state = family.prepare(x, mean, seed, size, config.workspace_bytes)
     draw = Draw(seed, size, state, config.workspace_bytes // 2, config.backend)
     ones_sketch = None if mean is None else family.sketch_ones(num_rows, draw, mean.dtype)
-    total = x.new_zeros((), dtype=torch.float64)
+    totals = [x.new_zeros((), dtype=torch.float64) for _ in codecs]
     read = size if max_rows is None else min(size, max_rows)
     height = max(1, config.workspace_bytes // 8 // (4 * (x.shape[1] + grad_output.shape[1])))
     for start in range(0, read, height):
@@ -147,12 +162,10 @@ def rounding_variance(
         block = family.sketch_rows(x, draw, start, stop)
         if mean is not None and ones_sketch is not None:
             block.addr_(ones_sketch[start:stop], mean, alpha=-1.0)
-        per_row = codec.variance(block).sum(1, dtype=torch.float64)
-        weights = torch.linalg.vector_norm(
-            family.sketch_rows(grad_output, draw, start, stop), dim=1, dtype=torch.float64
-        )
-        total += per_row.dot(weights.square_())
-    return total * (size / read)
+        weights = squared_norms(family.sketch_rows(grad_output, draw, start, stop))
+        for total, codec in zip(totals, codecs, strict=True):
+            total += get_codec(codec).variance(block).sum(1, dtype=torch.float64).dot(weights)
+    return [total * (size / read) for total in totals]
 
 
 def variance_ratio(x: Tensor, grad_output: Tensor, config: RMMConfig, *, seed: int | Tensor = 0) -> Tensor:

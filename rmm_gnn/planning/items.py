@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn import Module
@@ -33,16 +34,20 @@ class Item:
     products: tuple[LayerNoise, ...]
     inputs: tuple[tuple[int, int, torch.dtype], ...]
 
-    def choices(self, settings: RMMConfig) -> list[tuple[RMMConfig, Cost]]:
-        """Every config worth considering, with the family and workspace of ``settings``, and what it costs."""
+    def choices(self, settings: RMMConfig) -> list[tuple[dict[str, Any], Cost]]:
+        """Settings worth considering, to be put into ``settings``, and what they cost."""
         center = sum(product.center for product in self.products) * 2 > len(self.products)
-        configs = [replace(EXACT, workspace_bytes=settings.workspace_bytes)]
-        configs += [
-            replace(settings, rate=rate, size=None, codec=codec, center=center)
-            for codec in LINEAR_CODECS
-            for rate in RATES
+        whole = {"sketch": EXACT.sketch, "rate": 1.0, "size": None, "codec": "fp32", "center": False}
+        changes: list[dict[str, Any]] = [
+            {"rate": rate, "size": None, "codec": codec, "center": center} for codec in LINEAR_CODECS for rate in RATES
         ]
-        return [(config, self.cost(config)) for config in configs]
+        return [(change, self.cost(replace(settings, **change))) for change in (whole, *changes)]
+
+    def describe(self, config: RMMConfig) -> str:
+        """What is kept under ``config``, for a table."""
+        if config.rate == 1.0 and config.codec == "fp32":
+            return "whole"
+        return f"rate {config.rate:g}, {config.codec}" + ("" if config.center else ", uncentred")
 
     def cost(self, config: RMMConfig) -> Cost:
         """Bytes kept under ``config``, and noise to signal summed over the weights."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from rmm_gnn.codecs import get_codec
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.control_variates import column_means
-from rmm_gnn.diagnostics.variance import rounding_variance
+from rmm_gnn.diagnostics.variance import rounding_variances
 from rmm_gnn.sketches.moments import Moments, moments
 
 LINEAR_CODECS = ("fp32", "int8", "int4", "int2", "int1")
@@ -78,12 +78,14 @@ def measure_layer(name: str, rows: Tensor, gradient: Tensor, settings: RMMConfig
     mean = column_means(rows, settings.workspace_bytes)
     plain, centred = moments(rows, gradient), moments(rows, gradient, mean)
     subtracted = mean if _spread(centred) < _spread(plain) else None
-    rounding: dict[str, list[float]] = {codec: [] for codec in LINEAR_CODECS if get_codec(codec).rounds_at_random}
+    codecs = [codec for codec in LINEAR_CODECS if get_codec(codec).rounds_at_random]
+    rounding: dict[str, list[float]] = {codec: [] for codec in codecs}
+    seed = torch.zeros((), dtype=torch.int64, device=rows.device)
     for rate in MEASURED_RATES:
-        for codec, values in rounding.items():
-            config = replace(settings, rate=rate, size=None, codec=codec, center=subtracted is not None)
-            seed = torch.zeros((), dtype=torch.int64, device=rows.device)
-            values.append(float(rounding_variance(rows, gradient, config, seed, subtracted, _SAMPLED_ROWS)))
+        config = replace(settings, rate=rate, size=None, center=subtracted is not None)
+        variances = rounding_variances(rows, gradient, config, codecs, seed, subtracted, _SAMPLED_ROWS)
+        for codec, variance in zip(codecs, variances, strict=True):
+            rounding[codec].append(float(variance))
     return LayerNoise(name, rows.shape[0], rows.shape[1], float(plain.c), plain, centred, rounding)
 
 

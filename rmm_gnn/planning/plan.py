@@ -26,7 +26,7 @@ from rmm_gnn.planning.survey import Survey, Surveyor
 from rmm_gnn.sketches.moments import Moments
 
 ModelT = TypeVar("ModelT", bound=Module)
-_KINDS = {"norm_codec": "normalisation", "act_codec": "GELU, SiLU, ELU", "x0_codec": "x_0 of GCN2Conv"}
+_KINDS = {"norm_codec": "normalisation (functions)", "act_codec": "GELU, SiLU, ELU", "x0_codec": "x_0 of GCN2Conv"}
 # A plan whose measured bytes miss the predicted ones is made again with the difference; it settles at once or twice.
 _MAX_ATTEMPTS = 5
 
@@ -255,9 +255,9 @@ def _solve(survey: Survey, settings: RMMConfig, lean: bool, max_bytes: int | Non
     functions = common
     rows = []
     for item, options, index in zip(survey.items, choices, chosen, strict=False):
-        config, cost = options[index]
-        config = replace(config, **codecs)
-        rows.append(PlanRow(item.modules, _kept(config), *cost))
+        changes, cost = options[index]
+        config = replace(common, **changes)
+        rows.append(PlanRow(item.modules, item.describe(config), *cost))
         for name in item.modules:
             if name == OUTSIDE:
                 functions = config
@@ -267,12 +267,6 @@ def _solve(survey: Survey, settings: RMMConfig, lean: bool, max_bytes: int | Non
         rows.append(PlanRow((_KINDS[kind],), codec, *survey.others[kind][codec]))
     totals = survey.base_bytes, survey.stock_bytes, survey.num_weights
     return Plan(configs, functions, lean, tuple(rows), *totals, survey.exact)
-
-
-def _kept(config: RMMConfig) -> str:
-    if config.rate == 1.0 and config.codec == "fp32":
-        return "whole"
-    return f"rate {config.rate:g}, {config.codec}" + ("" if config.center else ", uncentred")
 
 
 def _checked(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +23,7 @@ from rmm_gnn.functional._calling import autocast_dtype
 from rmm_gnn.planning.choose import Cost
 from rmm_gnn.planning.items import EXACT, Item, SeenProduct, items_of
 from rmm_gnn.planning.layer_noise import measure_layer
+from rmm_gnn.planning.norm_items import NORMS, REFERENCE_CODEC, NormItem, SeenNorm, watch_norms
 
 LossFn = Callable[[Any], Tensor]
 OTHER_CODECS = ("fp32", "int8", "int4", "int2", "int1")
@@ -34,8 +35,10 @@ KINDS = {
 }
 # Converted, but nothing is coded or left out.
 _PLAIN = replace(EXACT, norm_codec="fp32", act_codec="fp32", x0_codec="fp32")
-# Passes from which the noise of other operators is measured, for each codec.
-_NOISE_DRAWS = 3
+# All but exact, and reads the random numbers that any other int code reads.
+_FINE = replace(EXACT, **dict.fromkeys(KINDS, "int8:scale=fp32"))  # type: ignore[arg-type]
+# Gradients, each of one weight in one pass, from which the noise of a code is measured, at least.
+_MEASURED_GRADIENTS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,7 @@ class Survey:
     """A model, measured.
 
     Attributes:
-        items: The layers to be decided.
+        items: The layers to be decided: products and normalisations.
         stock_bytes: What the model keeps as it is.
         base_bytes: What nobody decides.
         others: For each of `KINDS` that the model has, what each codec costs.
@@ -51,7 +54,7 @@ class Survey:
         exact: Weights whose products read what the caller holds: nothing is to be decided.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[Item | NormItem, ...]
     stock_bytes: int
     base_bytes: int
     others: dict[str, dict[str, Cost]]
@@ -69,6 +72,7 @@ class Surveyor:
     settings: RMMConfig
     lean: bool
     progress: Callable[[str], None] = field(default=lambda text: None)
+    _exact: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = revert_rmm(copy.deepcopy(self.model))
@@ -81,25 +85,26 @@ class Surveyor:
         stock = self.stock_bytes()
         self.progress("noise of every layer")
         seen, exact = self._products()
-        items = tuple(items_of(seen, self._copy(EXACT), shared=self.lean))
-        if not (items or exact):
+        products = tuple(items_of(seen, self._copy(_PLAIN), shared=self.lean))
+        if not (products or exact):
             raise ValueError(
                 "'model' must have layers to plan (got none that trains a weight by a matrix product). "
                 "Put it in training mode, and its weights to requires_grad."
             )
-        plain = _PLAIN
-        whole = _sum(self._entries(plain))
-        base = whole - sum(item.cost(EXACT).saved_bytes for item in items)
+        norms = tuple(self._norm_items())
+        whole = _sum(self._entries(_PLAIN))
+        base = whole - sum(item.cost(_PLAIN).saved_bytes for item in products)
+        base -= sum(item.cost("fp32", 1.0).saved_bytes for item in norms)
         others = {}
         for kind in KINDS if self.lean else ():
-            others[kind] = self._other(kind, plain, whole)
+            others[kind] = self._other(kind, whole, [name for item in norms for name in item.modules])
             base -= others[kind]["fp32"].saved_bytes if others[kind] else 0
         return Survey(
-            items=items,
+            items=(*products, *norms),
             stock_bytes=stock,
             base_bytes=base,
             others={kind: costs for kind, costs in others.items() if costs},
-            num_weights=sum(len(item.products) for item in items) + len(exact),
+            num_weights=sum(len(item.products) for item in products) + len(exact),
             exact=tuple(sorted(exact)),
         )
 
@@ -130,16 +135,25 @@ class Surveyor:
         with torch.random.fork_rng():
             return saved_entries(model, self.inputs, self.loss_fn)
 
-    def _copy(self, config: RMMConfig | None) -> Module:
+    def _copy(self, config: RMMConfig | None, norms: Mapping[str, RMMConfig] | None = None) -> Module:
+        """A copy of the model, converted unless ``config`` is None.
+
+        Normalisation layers are decided one by one: they are coded as ``norms`` says, where it is given finely if not
+        at all, and else not at all.
+        """
         model = copy.deepcopy(self.model)
         swapped = SWAPS | LEAN_SWAPS if self.lean else SWAPS
         if config is None or not any(type(module) in swapped for module in model.modules()):
             return model
-        return convert_to_rmm(model, config, lean=self.lean)
+        convert_to_rmm(model, config, lean=self.lean)
+        for name, module in model.named_modules():
+            if isinstance(module, NORMS):
+                module.config = _PLAIN if norms is None else norms.get(name, _FINE)
+        return model
 
-    def _gradients(self, config: RMMConfig, seed: int) -> list[Tensor]:
+    def _gradients(self, config: RMMConfig, seed: int, norms: Mapping[str, RMMConfig] | None = None) -> list[Tensor]:
         """Gradients of all trained matrices; configs that round the same kinds see the same dropout."""
-        model = self._copy(config)
+        model = self._copy(config, norms)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             with self._mode(config):
@@ -147,37 +161,72 @@ class Surveyor:
             loss.backward()
         return [p.grad for p in model.parameters() if p.requires_grad and p.dim() == 2 and p.grad is not None]
 
-    def _other(self, kind: str, plain: RMMConfig, whole: int) -> dict[str, Cost]:
+    def _norm_items(self) -> Iterator[NormItem]:
+        """Normalisation layers, each with the noise that coding it alone brings into the gradients of all weights.
+
+        The noise is measured in one code; that of another goes with the variance of what is read back.
+        """
+        if not self.lean:
+            return
+        seen: dict[str, SeenNorm] = {}
+        model = self._copy(_PLAIN)
+        handles = list(watch_norms(model, seen))
+        with torch.random.fork_rng(), torch.no_grad(), self._mode(_PLAIN):
+            model(*self.inputs)
+        for handle in handles:
+            handle.remove()
+        noise = dict.fromkeys(seen, 0.0)
+        for draw in range(self._draws):
+            for name in seen:
+                self.progress(f"noise of {name}")
+                noise[name] += self._noise_under(draw, norms={name: replace(_FINE, norm_codec=REFERENCE_CODEC)})
+        for name, norm in seen.items():
+            yield NormItem((name,), norm, noise[name] / norm.variance(REFERENCE_CODEC, 1.0))
+
+    def _other(self, kind: str, whole: int, decided: Collection[str]) -> dict[str, Cost]:
         """What one kind of operator costs in every codec; empty where the model has none of the kind.
 
-        ``whole`` is what the model keeps under ``plain``, where nothing is coded.
+        ``whole`` is what the model keeps where nothing is coded; modules that are ``decided`` one by one do not count.
         """
         saved = {}
         for codec in OTHER_CODECS[1:]:
             self.progress(f"bytes of {kind} {codec}")
-            entries = self._entries(_with(plain, {kind: codec}))
-            saved[codec] = sum(entry.saved_bytes for entry in entries if entry.operator in KINDS[kind])
+            entries = self._entries(_with(_PLAIN, {kind: codec}))
+            of_kind = [e for e in entries if e.operator in KINDS[kind] and e.module not in decided]
+            if not of_kind:
+                return {}
+            saved[codec] = sum(entry.saved_bytes for entry in of_kind)
             # Uncoded, they may keep what others keep too: what they take is what the model takes more.
             saved["fp32"] = saved[codec] + whole - _sum(entries)
-        if not any(saved.values()):
-            return {}
         self.progress(f"noise of {kind}")
         return {codec: Cost(saved[codec], noise) for codec, noise in self._noise_of(kind).items()}
 
     def _noise_of(self, kind: str) -> dict[str, float]:
-        """The noise that coding one kind of operator brings into the gradients of all weights, by Monte Carlo.
-
-        INT8 in fp32 scales stands for the exact gradient: it draws the same random numbers, so that dropout is the
-        same, and its own noise is 1/7000 of INT2's.  That of INT4 and INT8 follows from INT2's by the steps' ratio.
-        """
-        others = dict.fromkeys(KINDS, "int8:scale=fp32")
+        """The noise that coding one kind of operator brings; that of INT4 and INT8 by the steps' ratio to INT2's."""
         noise = dict.fromkeys(OTHER_CODECS, 0.0)
-        for draw in range(_NOISE_DRAWS):
-            exact = self._gradients(_with(EXACT, others), draw)
+        for draw in range(self._draws):
             for codec in ("int2", "int1"):
-                found = self._gradients(_with(EXACT, others | {kind: codec}), draw)
-                noise[codec] += sum(map(_relative_error, found, exact)) / _NOISE_DRAWS
+                noise[codec] += self._noise_under(draw, _with(_FINE, {kind: codec}))
         return noise | {"int4": noise["int2"] * (3 / 15) ** 2, "int8": noise["int2"] * (3 / 255) ** 2}
+
+    @property
+    def _draws(self) -> int:
+        """Passes for a setting: each averages over the gradients of all weights."""
+        weights = sum(p.requires_grad and p.dim() == 2 for p in self.model.parameters())
+        return max(1, -(-_MEASURED_GRADIENTS // max(1, weights)))
+
+    def _noise_under(
+        self, draw: int, config: RMMConfig | None = None, norms: Mapping[str, RMMConfig] | None = None
+    ) -> float:
+        """A share of the noise to signal, summed over all weights, that coding more coarsely than `_FINE` brings.
+
+        `_FINE` stands for the exact gradient: it draws the same random numbers, so that dropout is the same, and its
+        own noise is 1/7000 of INT2's.
+        """
+        if draw not in self._exact:
+            self._exact[draw] = self._gradients(_FINE, draw, {})
+        found = self._gradients(config or _FINE, draw, norms or {})
+        return sum(map(_relative_error, found, self._exact[draw])) / self._draws
 
     def _products(self) -> tuple[list[SeenProduct], set[str]]:
         """Products as one step shows them, and the weights of those that read what the caller holds."""
