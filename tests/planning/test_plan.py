@@ -186,7 +186,7 @@ def test_json_and_table(made):
     assert Plan.from_json(made.to_json()) == made
     json.loads(made.to_json())
     text = str(made)
-    for word in ("convs.2", "normalisation", "x_0 of GCN2Conv", "(all else)", "% of", "on average"):
+    for word in ("convs.2", "norms.1", "x_0 of GCN2Conv", "(all else)", "% of", "on average"):
         assert word in text
     with pytest.raises(ValueError, match="'text' must be a plan written by to_json"):
         Plan.from_json("{}")
