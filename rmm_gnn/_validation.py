@@ -38,6 +38,15 @@ def check_share(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_top_share(name: str, value: Any) -> float:
+    """Return ``value`` as a float if it is a share in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"'{name}' must be a number (got {type(value).__name__}). Give a share, such as 0.5.")
+    if not 0.0 <= float(value) < 1.0:
+        raise ValueError(f"'{name}' must lie in [0, 1) (got {value}). The other rows need a share of the sketch too.")
+    return float(value)
+
+
 def check_probability(p: Any) -> float:
     """Return ``p`` as a float if it is a number in [0, 1]."""
     if isinstance(p, bool) or not isinstance(p, numbers.Real):
@@ -116,6 +125,26 @@ def check_linear_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(
                 f"'{name}' must be on the device of 'x', {x.device} (got {tensor.device}). Move one of them."
             )
+
+
+def check_row_norms(row_norms: Any, x: Tensor, family: str, *, reads: bool) -> None:
+    """Check that ``row_norms`` [B] has a number for each row of ``x`` [*, N], for a family that reads them."""
+    if not reads:
+        raise ValueError(
+            f"'row_norms' must come with a family that reads them (got {family!r}). "
+            "Use sketch='importance_sampling', or leave them out."
+        )
+    check_floating("row_norms", row_norms)
+    num_rows = x.shape[:-1].numel()
+    if row_norms.dim() != 1 or row_norms.shape[0] != num_rows:
+        raise ValueError(
+            f"'row_norms' must have one number for each of the {num_rows} rows of 'x' (got shape "
+            f"{tuple(row_norms.shape)}). Leave them out where the rows are not those of the step before."
+        )
+    if row_norms.device != x.device:
+        raise ValueError(
+            f"'row_norms' must be on the device of 'x', {x.device} (got {row_norms.device}). Move one of them."
+        )
 
 
 def check_seed(seed: Any, device: torch.device) -> Tensor:

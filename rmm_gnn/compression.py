@@ -40,15 +40,20 @@ class CompressedActivation(NamedTuple):
         return CompressedActivation(payload, mean, tuple(rest))
 
 
-def compress(x: Tensor, config: RMMConfig, seed: Tensor) -> CompressedActivation:
-    """Centre, sketch and encode x [B, N], B >= 1.
+def compress(
+    x: Tensor,  # [B, N]
+    config: RMMConfig,
+    seed: Tensor,
+    row_norms: Tensor | None = None,  # [B]
+) -> CompressedActivation:
+    """Centre, sketch and encode x, B >= 1; families that read norms of an earlier grad_output's rows are given them.
 
     With centring the sketch of X - 1 m^T is formed as S^T X - (S^T 1) m^T, so no centred copy of X is made.
     """
     family, codec, num_rows = config.family, get_codec(config.codec), x.shape[0]
     size = config.sketch_size(num_rows)
     mean = column_means(x, config.workspace_bytes) if config.center else None
-    state = family.prepare(x, mean, seed, size, config.workspace_bytes)
+    state = family.prepare(x, mean, seed, size, config.workspace_bytes, row_norms)
     marks = None if config.center or family.reads_every_row else nonfinite_marks(x)
 
     payload = codec.empty(size, x.shape[1], x.dtype, x.device)

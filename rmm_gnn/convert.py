@@ -27,6 +27,7 @@ from rmm_gnn.nn import (
     RMMLinear,
     RMMTorchLinear,
 )
+from rmm_gnn.nn._row_norms import forget
 
 # A layer is swapped by changing its class: parameters, buffers, hooks, cached adjacencies and every reference to the
 # layer stay what they are, so optimizers, tied weights and shared layers need no care.  The RMM classes add one
@@ -130,6 +131,7 @@ def convert_to_rmm(
         module = candidates[name]
         module.__class__ = swaps.get(type(module), type(module))
         module.config = settings
+        forget(module)
     return model
 
 
@@ -143,6 +145,7 @@ def revert_rmm(model: ModelT) -> ModelT:
         if original is not None:
             module.__class__ = original
             del module.config
+            forget(module)
     return model
 
 

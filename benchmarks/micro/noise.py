@@ -6,7 +6,8 @@
 
 Trains the baseline, takes the input X of the first and the last convolution's weight and the gradient Y of its output
 at the given epochs, and computes E|G - Y^T X|^2 / |Y^T X|^2 in closed form; the rounding of the int codecs from a
-sample of sketch rows.  Writes table.md, noise.json and noise.png into --out.
+sample of sketch rows.  ``importance_sampling`` draws rows by the gradient's norms one epoch before; at epoch 1 there
+are none.  Writes table.md, noise.json and noise.png into --out.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from rmm_gnn.diagnostics.variance import rounding_variance
 from rmm_gnn.sketches import FAMILIES
 
 # Sketch rows from which rounding is measured: making a row of a dense sketch costs a pass over X.
-_SAMPLED_ROWS = {"count_sketch": 4096, "row_sampling": 4096, "norm_sampling": 4096}
+_SAMPLED_ROWS = {"count_sketch": 4096, "row_sampling": 4096, "norm_sampling": 4096, "importance_sampling": 4096}
 _FEW_ROWS = 64
 
 
@@ -79,25 +80,31 @@ class Point:
 
 def capture(
     dataset: NodeDataset, epochs: Sequence[int], layers: int, hidden: int, seed: int
-) -> Iterator[tuple[int, str, Tensor, Tensor]]:
-    """Train; at every epoch in `epochs`, yield it, the weight's name, X and Y of the first and the last convolution."""
+) -> Iterator[tuple[int, str, Tensor, Tensor, Tensor | None]]:
+    """Train; at every epoch in `epochs`, yield what is known of the first and the last convolution.
+
+    The epoch, the weight's name, X, Y, and the norms that the rows of Y had an epoch before.
+    """
     given = {"method": ("baseline",), "layers": layers, "hidden": hidden, "epochs": max(epochs), "seed": seed}
     run = resolve({"dataset": dataset.name, **given}).expand("", str(dataset.x.device))[0]
     task = Task.of(dataset, dataset.split_for(seed).to(dataset.x.device))
     model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
     watched = {model.get_parameter(f"convs.{index}.weight1"): f"convs.{index}" for index in sorted({0, layers - 1})}
     optimizer = torch.optim.Adam(model.parameters(), lr=run.lr)
+    norms: dict[str, Tensor] = {}
     for epoch in tqdm(range(1, max(epochs) + 1), desc="training", unit="epoch", file=sys.stderr):
         seen: list[tuple[Product, list[Tensor]]] = []
         optimizer.zero_grad(set_to_none=True)
-        if epoch in epochs:
+        if epoch in epochs or epoch + 1 in epochs:
             with WatchProducts(watched, partial(_note, seen)):
                 loss = task.loss_fn(model(*task.inputs))
         else:
             loss = task.loss_fn(model(*task.inputs))
         loss.backward()
         for product, gradient in seen:
-            yield epoch, product.name, product.rows, gradient[0]
+            if epoch in epochs:
+                yield epoch, product.name, product.rows, gradient[0], norms.get(product.name)
+            norms[product.name] = torch.linalg.vector_norm(gradient[0], dim=1)
         nn.utils.clip_grad_norm_(model.parameters(), run.clip)
         optimizer.step()
 
@@ -109,7 +116,14 @@ def _note(seen: list[tuple[Product, list[Tensor]]], product: Product) -> None:
 
 
 def measure(
-    x: Tensor, y: Tensor, epoch: int, layer: str, sketches: Sequence[str], codecs: Sequence[str], rates: Sequence[float]
+    x: Tensor,
+    y: Tensor,
+    epoch: int,
+    layer: str,
+    sketches: Sequence[str],
+    codecs: Sequence[str],
+    rates: Sequence[float],
+    row_norms: Tensor | None = None,
 ) -> Iterator[Point]:
     """Yield the noise of every combination for one layer."""
     signal = float((x.T @ y).double().square().sum())
@@ -118,17 +132,18 @@ def measure(
     seed = torch.zeros((), dtype=torch.int64, device=x.device)
     for sketch in sketches:
         family = parse_sketch(sketch)
+        norms = row_norms if family.reads_row_norms else None
         for mean in (means, None):
             for rate in rates:
                 size = RMMConfig(rate=rate).sketch_size(x.shape[0])
-                variance = family.variance(x, y, size, mean=mean)
+                variance = family.variance(x, y, size, mean=mean, row_norms=norms)
                 assert variance is not None
                 for codec in codecs:
                     config = RMMConfig(rate=rate, sketch=family, codec=codec, center=mean is not None)
                     rounding = 0.0
                     if get_codec(codec).rounds_at_random:
                         rows = _SAMPLED_ROWS.get(family.name, _FEW_ROWS)
-                        rounding = float(rounding_variance(x, y, config, seed, mean, rows))
+                        rounding = float(rounding_variance(x, y, config, seed, mean, rows, norms))
                     share = config.saved_bytes(*x.shape, x.dtype) / whole
                     noise = (float(variance) + rounding) / signal
                     yield Point(epoch, layer, sketch, mean is not None, codec, rate, share, noise)
@@ -230,9 +245,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     points: list[Point] = []
     data_noise: dict[tuple[int, str], float] = {}
-    for epoch, layer, x, y in capture(dataset, given.epochs, given.layers, given.hidden, given.seed):
+    for epoch, layer, x, y, norms in capture(dataset, given.epochs, given.layers, given.hidden, given.seed):
         data_noise[epoch, layer] = float(sgd_variance(x, y) / (x.T @ y).double().square().sum())
-        found = measure(x, y, epoch, layer, given.sketch, given.codec, given.rate)
+        found = measure(x, y, epoch, layer, given.sketch, given.codec, given.rate, norms)
         total = 2 * len(given.sketch) * len(given.rate) * len(given.codec)
         points += tqdm(found, total=total, desc=f"{layer}, epoch {epoch}", file=sys.stderr)
     out = Path(given.out)

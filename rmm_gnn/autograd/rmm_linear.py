@@ -27,17 +27,20 @@ def linear_op(
     bias: Tensor | None,  # [M]
     seed: Tensor,
     config_spec: str,
+    row_norms: Tensor | None = None,  # [B]
 ) -> tuple[Tensor, list[Tensor]]:
     """Algorithm 1, forward: X W^T + b, and the compressed X."""
     config = RMMConfig.from_spec(config_spec)
     with torch.autocast(x.device.type, enabled=False):
         # The seed leaves with its sketch: a checkpoint policy that keeps the one and draws the other anew cannot part
         # them.
-        return F.linear(x, weight, bias), [seed.clone(), *compress(x, config, seed).to_list()]
+        return F.linear(x, weight, bias), [seed.clone(), *compress(x, config, seed, row_norms).to_list()]
 
 
 @linear_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, config_spec: str) -> tuple[Tensor, list[Tensor]]:
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, config_spec: str, row_norms: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
     out = x.new_empty(x.shape[0], weight.shape[0])
     return out, [torch.empty_like(seed), *compress_like(x, RMMConfig.from_spec(config_spec)).to_list()]
 
@@ -128,7 +131,7 @@ def _setup_context_of_kept(ctx: Any, inputs: tuple[Any, ...], output: Tensor) ->
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], kept: list[Tensor]) -> None:
-    x, weight, bias, _, config_spec = inputs
+    x, weight, bias, _, config_spec = inputs[:5]
     ctx.config_spec = config_spec
     ctx.num_columns = x.shape[1]
     ctx.bias_dtype = None if bias is None else bias.dtype
@@ -138,8 +141,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], kept: list[Tensor]) -> None:
 
 def _backward(ctx: Any, grad_output: Tensor | None, _: Any = None) -> tuple[Any, ...]:
     refuse_double_backward("rmm_linear")
+    # The config, and the norms of rows where they were given.
+    rest = (None,) * (len(ctx.needs_input_grad) - 4)
     if grad_output is None:
-        return (None, None, None, ctx.seed_grads, None)
+        return (None, None, None, ctx.seed_grads, *rest)
     weight, *kept = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
@@ -154,7 +159,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: Any = None) -> tuple[Any,
         grad_bias = grad_output.sum(0)
     if grad_bias is not None:
         grad_bias = grad_bias.to(ctx.bias_dtype) if needs_bias else None
-    return (grad_x, grad_weight, grad_bias, ctx.seed_grads, None)
+    return (grad_x, grad_weight, grad_bias, ctx.seed_grads, *rest)
 
 
 linear_op.register_autograd(_backward, setup_context=_setup_context)

@@ -89,6 +89,9 @@ class GradientProbe:
     checkpointing and compiled code are not seen.  A loss scale s multiplies all variances by s^2 and no ratio.  Where X
     is multiplied by c W or by W plus a constant, it is the gradient of that matrix which is measured.
 
+    A layer with ``importance_sampling`` is judged by the norms that it draws rows with; mode "sketch" does not know
+    that family.
+
     Args:
         model: What is trained.
         config: Judges layers that keep their whole input; ``RMMConfig()`` if None.
@@ -99,7 +102,8 @@ class GradientProbe:
         max_records: Keep so many of the newest records.
 
     Raises:
-        ValueError: If no weight is selected, a name is unknown, or a value is out of range.
+        ValueError: If no weight is selected, a name is unknown, or a value is out of range; in the forward pass, if the
+            noise of a family cannot be measured there.
         TypeError: If ``model`` is not a module or is compiled, or a value is of the wrong type.
 
     Example:
@@ -194,7 +198,13 @@ class GradientProbe:
             with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
                 held = OnlineSketch.of(rows, config, seed)
             return lambda gradient: (*held.measure(gradient), size)
-        version = rows._version
+        # Not of a layer: the family is judged by its norms, which such a product does not have.
+        if product.config is None and codec is None and config.family.reads_row_norms:
+            raise ValueError(
+                f"'config' must have a family that can judge layers which keep their input (got {config.family.name!r} "
+                f"for '{name}'). Convert the model first, or judge them by 'norm_sampling'."
+            )
+        version, row_norms = rows._version, product.row_norms
 
         def measure(gradient: Tensor) -> tuple[Moments, NoiseParts, int]:
             if rows._version != version:
@@ -204,7 +214,7 @@ class GradientProbe:
                 )
             if codec is not None:
                 return moments(rows, gradient), _code_noise(rows, gradient, codec), size
-            return moments(rows, gradient), noise_parts(rows, gradient, config, seed=seed), size
+            return moments(rows, gradient), noise_parts(rows, gradient, config, seed=seed, row_norms=row_norms), size
 
         return measure
 

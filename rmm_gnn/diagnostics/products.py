@@ -29,6 +29,7 @@ class Product:
         config: How X is sketched; None where it is not.
         codec: What X is stored in, whole; None where it is sketched or kept as it is.
         held: Whether X is kept by the caller in any case, so that nothing new is: then ``codec`` is "fp32".
+        row_norms: What the rows of the sketch are drawn by, besides X; None where there are none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Product:
     config: RMMConfig | None = None
     codec: str | None = None
     held: bool = False
+    row_norms: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -72,8 +74,10 @@ class WatchProducts(TorchFunctionMode):
             name = None if found is None else self._name_of(found.weight)
             if found is not None and name is not None and out.requires_grad and found.weight.requires_grad:
                 held = is_of_held(out)
-                config, codec = (None, "fp32") if held else (found.config, found.codec)
-                self._on_product(Product(name, found.x, out, config, codec, held))
+                config, codec, row_norms = found.config, found.codec, found.row_norms
+                if held:
+                    config, codec, row_norms = None, "fp32", None
+                self._on_product(Product(name, found.x, out, config, codec, held, row_norms))
         elif isinstance(out, Tensor) and out.dim() == 2 and out.requires_grad:
             made_of = {self._name_of(arg) for arg in args if isinstance(arg, Tensor)} - {None}
             if len(made_of) == 1 and not any(isinstance(arg, Tensor) and arg.dim() > 2 for arg in args):
@@ -104,6 +108,7 @@ class _Found:
     weight: Tensor
     config: RMMConfig | None = None
     codec: str | None = None
+    row_norms: Tensor | None = None
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Any = None) -> _Found:
@@ -127,7 +132,7 @@ def _sketched(function: Callable[..., Any], x: str, weight: str) -> Callable[...
 
     def read(*args: Any, **kwargs: Any) -> _Found:
         given = signature.bind(*args, **kwargs).arguments
-        return _Found(given[x], given[weight], config=given["config"])
+        return _Found(given[x], given[weight], config=given["config"], row_norms=given.get("row_norms"))
 
     return read
 

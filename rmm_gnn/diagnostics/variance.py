@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rmm_gnn._validation import check_matrix, check_positive_int, check_seed
+from rmm_gnn._validation import check_matrix, check_positive_int, check_row_norms, check_seed
 from rmm_gnn.codecs import Codec, get_codec
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.control_variates import column_means
@@ -66,6 +66,7 @@ def rmm_variance(
     *,
     seed: int | Tensor = 0,
     num_draws: int = 1,
+    row_norms: Tensor | None = None,  # [B]
 ) -> Tensor:
     r"""Return :math:`E|\hat G - X^T Y|_F^2`, the variance that sketch and codec bring into the weight gradient.
 
@@ -83,32 +84,42 @@ def rmm_variance(
         config: How x is kept.
         seed: Where the draws for the codec's share come from; without a stochastic codec it is not used.
         num_draws: Number of these draws.
+        row_norms: What ``rmm_linear`` was given for ``importance_sampling``; without them, the variance is that of its
+            first step.
 
     Returns:
         A float64 scalar.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If shapes do not fit, or the sketch family has no closed form.
+        ValueError: If shapes do not fit, the sketch family has no closed form, or makes no use of ``row_norms``.
 
     Example:
         >>> x, grad_output = torch.ones(100, 3), torch.ones(100, 2)
         >>> float(rmm_variance(x, grad_output, RMMConfig(rate=0.1)))  # centring leaves nothing to sketch
         0.0
     """
-    parts = noise_parts(x, grad_output, config, seed=seed, num_draws=num_draws)
+    parts = noise_parts(x, grad_output, config, seed=seed, num_draws=num_draws, row_norms=row_norms)
     return parts.sketch + parts.rounding
 
 
 def noise_parts(
-    x: Tensor, grad_output: Tensor, config: RMMConfig, *, seed: int | Tensor = 0, num_draws: int = 1
+    x: Tensor,  # [B, N]
+    grad_output: Tensor,  # [B, M]
+    config: RMMConfig,
+    *,
+    seed: int | Tensor = 0,
+    num_draws: int = 1,
+    row_norms: Tensor | None = None,  # [B]
 ) -> NoiseParts:
     """Return the two summands of :func:`rmm_variance`; arguments, errors and cost are the same."""
     num_rows = _check_pair(x, grad_output, at_least=1)
     check_positive_int("num_draws", num_draws)
     first = check_seed(seed, x.device)
+    if row_norms is not None:
+        check_row_norms(row_norms, x, config.family.name, reads=config.family.reads_row_norms)
     mean = column_means(x, config.workspace_bytes) if config.center else None
-    sketch = config.family.variance(x, grad_output, config.sketch_size(num_rows), mean=mean)
+    sketch = config.family.variance(x, grad_output, config.sketch_size(num_rows), mean=mean, row_norms=row_norms)
     if sketch is None:
         raise ValueError(
             f"'config' must have a sketch whose variance is known (got {config.family.name!r}). "
@@ -118,15 +129,21 @@ def noise_parts(
     if not get_codec(config.codec).rounds_at_random:
         return NoiseParts(sketch, rounding)
     for draw in range(num_draws):
-        rounding += rounding_variance(x, grad_output, config, first + draw, mean)
+        rounding += rounding_variance(x, grad_output, config, first + draw, mean, row_norms=row_norms)
     return NoiseParts(sketch, rounding / num_draws)
 
 
 def rounding_variance(
-    x: Tensor, grad_output: Tensor, config: RMMConfig, seed: Tensor, mean: Tensor | None, max_rows: int | None = None
+    x: Tensor,
+    grad_output: Tensor,
+    config: RMMConfig,
+    seed: Tensor,
+    mean: Tensor | None,
+    max_rows: int | None = None,
+    row_norms: Tensor | None = None,
 ) -> Tensor:
     """Return the variance that storing S^T X in the codec adds, given the S of ``seed``; see `rounding_variances`."""
-    return rounding_variances(x, grad_output, config, [config.codec], seed, mean, max_rows)[0]
+    return rounding_variances(x, grad_output, config, [config.codec], seed, mean, max_rows, row_norms)[0]
 
 
 def rounding_variances(
@@ -137,6 +154,7 @@ def rounding_variances(
     seed: Tensor,
     mean: Tensor | None,
     max_rows: int | None = None,
+    row_norms: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the variance that storing S^T X adds in each of ``codecs``, given the S of ``seed``.
 
@@ -148,10 +166,11 @@ def rounding_variances(
         seed: Of S.
         mean: What is subtracted from every row of x; None without centring.
         max_rows: Read so many of the sketch's rows at most, and scale up: the rows are exchangeable.
+        row_norms: For a family that draws rows by them [B].
     """
     family, num_rows = config.family, x.shape[0]
     size = config.sketch_size(num_rows)
-    state = family.prepare(x, mean, seed, size, config.workspace_bytes)
+    state = family.prepare(x, mean, seed, size, config.workspace_bytes, row_norms)
     draw = Draw(seed, size, state, config.workspace_bytes // 2, config.backend)
     ones_sketch = None if mean is None else family.sketch_ones(num_rows, draw, mean.dtype)
     totals = [x.new_zeros((), dtype=torch.float64) for _ in codecs]

@@ -9,7 +9,7 @@ from torch import Tensor
 import rmm_gnn.autograd.addmm
 import rmm_gnn.autograd.coded_linear
 import rmm_gnn.autograd.rmm_linear  # noqa: F401  (registers the operators)
-from rmm_gnn._validation import check_floating, check_linear_shapes, check_matrix, check_seed
+from rmm_gnn._validation import check_floating, check_linear_shapes, check_matrix, check_row_norms, check_seed
 from rmm_gnn.autograd.shared_input_linear import SharedInputLinear
 from rmm_gnn.codecs import CAST_DTYPES, Codec
 from rmm_gnn.config import RMMConfig
@@ -30,6 +30,7 @@ def rmm_linear(
     config: RMMConfig,
     seed: Tensor | int | None = None,
     shared: KeptOnce | None = None,
+    row_norms: Tensor | None = None,  # [B]
 ) -> Tensor:  # [*, M]
     r"""Linear layer that keeps a sketch of its input; all is exact but the weight gradient, an unbiased estimate.
 
@@ -57,14 +58,17 @@ def rmm_linear(
             PyTorch's default generator whenever ``weight`` requires a gradient, whether or not grad mode is on.  The
             same seed gives the same S; one that stays fixed over training turns the noise into a persistent error.
         shared: Where to look for a sketch of this x under the same config, kept for a backward pass to come, before
-            making one.  Layers that share a sketch have correlated noise; each estimate is unbiased still.
+            making one.  Layers that share a sketch have correlated noise; each estimate is unbiased still.  Not used
+            where there are ``row_norms``.
+        row_norms: For a family that draws rows by them, ``"importance_sampling"``: the norms that the B rows of the
+            gradient of this output had a step ago, of any real floating-point type.  Layers keep them by themselves.
 
     Returns:
         The exact output.
 
     Raises:
         TypeError: If a tensor is not a dense floating-point one, types differ, or ``config`` is not an ``RMMConfig``.
-        ValueError: If shapes or devices do not fit.
+        ValueError: If shapes or devices do not fit, or the family makes no use of ``row_norms``.
         RuntimeError: In backward, if it is run with ``create_graph=True``.
 
     Example:
@@ -86,6 +90,8 @@ def rmm_linear(
     x, weight, bias = as_autocast(x, weight, bias, like=x)  # type: ignore[assignment]
     check_floating("weight", weight)
     check_linear_shapes(x, weight, bias)
+    if row_norms is not None:
+        check_row_norms(row_norms, x, config.family.name, reads=config.family.reads_row_norms)
 
     if seed is not None:
         seed = check_seed(seed, x.device)
@@ -98,8 +104,9 @@ def rmm_linear(
         return torch.ops.rmm_gnn.exact_linear(x, weight, bias, seed)
 
     rows, spec = _as_rows(x), config.spec
-    if shared is None:
-        return _shaped(torch.ops.rmm_gnn.linear(rows, weight, bias, seed, spec)[0], x)
+    # Norms are those of one weight's output: rows drawn by them are the wrong ones for another.
+    if shared is None or row_norms is not None:
+        return _shaped(torch.ops.rmm_gnn.linear(rows, weight, bias, seed, spec, row_norms)[0], x)
     kept = shared.get_or_make(source, (x.dtype, spec), lambda: torch.ops.rmm_gnn.compress(rows.detach(), seed, spec))
     return _shaped(torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, kept, spec), x)
 

@@ -83,7 +83,9 @@ class RMMGCN2Conv(OpenGCN2Conv):
         self.config = resolve_config(config, rate=rate, sketch=sketch)
 
     def _product(self, h: Tensor, weight: Parameter) -> Tensor:
-        return training_linear(h, self._matrix(weight), None, config=self.config, training=True, parameter=weight)
+        return training_linear(
+            h, self._matrix(weight), None, config=self.config, training=True, parameter=weight, layer=self
+        )
 
     def _product_of_x_0(self, x_0: Tensor, weight: Parameter) -> Tensor:
         return shared_input_linear(x_0, self._matrix(weight), scale=self.alpha, codec=self.config.x0_codec)

@@ -63,7 +63,7 @@ class RMMLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return training_linear(
-            x, self.weight, self.bias, config=self.config, training=self.training, parameter=self.weight
+            x, self.weight, self.bias, config=self.config, training=self.training, parameter=self.weight, layer=self
         )
 
     def __repr__(self) -> str:

@@ -73,7 +73,7 @@ class RMMTorchLinear(torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return training_linear(
-            input, self.weight, self.bias, config=self.config, training=self.training, parameter=self.weight
+            input, self.weight, self.bias, config=self.config, training=self.training, parameter=self.weight, layer=self
         )
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Draw, Sketch
 from rmm_gnn.sketches.block_rademacher import BlockRademacherSketch
 from rmm_gnn.sketches.count_sketch import CountSketch
 from rmm_gnn.sketches.gaussian import GaussianSketch
+from rmm_gnn.sketches.importance_sampling import ImportanceSamplingSketch
 from rmm_gnn.sketches.norm_sampling import NormSamplingSketch
 from rmm_gnn.sketches.rademacher import RademacherSketch
 from rmm_gnn.sketches.row_sampling import RowSamplingSketch
@@ -22,6 +23,7 @@ __all__ = [
     "CountSketch",
     "Draw",
     "GaussianSketch",
+    "ImportanceSamplingSketch",
     "NormSamplingSketch",
     "RademacherSketch",
     "RowSamplingSketch",
@@ -35,6 +37,7 @@ FAMILIES: dict[str, type[Sketch]] = {
     "block_rademacher": BlockRademacherSketch,
     "count_sketch": CountSketch,
     "gaussian": GaussianSketch,
+    "importance_sampling": ImportanceSamplingSketch,
     "norm_sampling": NormSamplingSketch,
     "rademacher": RademacherSketch,
     "row_sampling": RowSamplingSketch,

@@ -49,6 +49,8 @@ class Sketch(ABC):
     name: ClassVar[str]
     # False for families that look at a sample of the rows: what they skip could hide an inf or a nan.
     reads_every_row: ClassVar[bool] = True
+    # True for families that make use of ``row_norms``: the norms of an earlier grad_output's rows.
+    reads_row_norms: ClassVar[bool] = False
     # Backends besides plain torch that can compute this family.
     backends: ClassVar[tuple[str, ...]] = ()
 
@@ -128,7 +130,15 @@ class Sketch(ABC):
         ones = torch.ones((), dtype=dtype, device=draw.seed.device).expand(num_rows, 1)
         return torch.cat([block for _, _, block in self.iter_blocks(ones, draw)]).squeeze(1)
 
-    def prepare(self, x: Tensor, mean: Tensor | None, seed: Tensor, sketch_size: int, workspace_bytes: int) -> State:
+    def prepare(
+        self,
+        x: Tensor,  # [B, N]
+        mean: Tensor | None,  # [N]
+        seed: Tensor,
+        sketch_size: int,
+        workspace_bytes: int,
+        row_norms: Tensor | None = None,  # [B]
+    ) -> State:
         """Return what S depends on besides the seed: tensors that are kept, and counted, until backward."""
         return ()
 
@@ -150,11 +160,13 @@ class Sketch(ABC):
         sketch_size: int,
         *,
         mean: Tensor | None = None,  # [N]
+        row_norms: Tensor | None = None,  # [B]
     ) -> Tensor | None:
         """Return E|X^T S S^T Y - X^T Y|_F^2 in closed form (float64 scalar), or None where none is known.
 
-        X is ``x``, or ``x`` less the row ``mean`` where it is given: what centring sketches.  Besides vectors of B
-        numbers, a family allocates tiles of 16 MiB.
+        X is ``x``, or ``x`` less the row ``mean`` where it is given: what centring sketches.  ``row_norms`` are those
+        that ``prepare`` is given, for families that read them.  Besides vectors of B numbers, a family allocates tiles
+        of 16 MiB.
         """
         return self.variance_of_moments(moments(x, grad_output, mean), x.shape[0], sketch_size)
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from rmm_gnn._validation import check_share
 from rmm_gnn.kernels.reference import accumulation_dtype
-from rmm_gnn.seeding import Stream, uniform
-from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Draw, Sketch, State
+from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, State
 from rmm_gnn.sketches.moments import moments
+from rmm_gnn.sketches.sampled_rows import SampledRows, draw_rows, mixed_with_uniform, row_norms_of
 
 
 @dataclass(frozen=True)
-class NormSamplingSketch(Sketch):
+class NormSamplingSketch(SampledRows):
     r"""Draw k rows with replacement, row i with probability q_i, and divide it by :math:`\sqrt{k q_i}`.
 
     .. math::
@@ -42,7 +42,6 @@ class NormSamplingSketch(Sketch):
     """
 
     name: ClassVar[str] = "norm_sampling"
-    reads_every_row: ClassVar[bool] = False
     uniform_share: float = 0.1
 
     def __post_init__(self) -> None:
@@ -50,62 +49,33 @@ class NormSamplingSketch(Sketch):
 
     def probabilities(self, x: Tensor, mean: Tensor | None, workspace_bytes: int) -> Tensor:  # [B], float64
         """Return q for the rows of x, or of x less ``mean`` [N] where it is given; needs 40 bytes a row."""
-        norms = _row_norms(x, mean, workspace_bytes)
-        total = norms.sum()
-        ones = torch.ones_like(total)
-        weights = norms / torch.where(total > 0, total, ones)
-        # All rows zero: the sampling is uniform.
-        share = torch.where(total > 0, ones * self.uniform_share, ones)
-        return weights.mul_(1.0 - share).add_(share / x.shape[0])
+        return mixed_with_uniform(row_norms_of(x, mean, workspace_bytes), self.uniform_share, x.shape[0])
 
-    def prepare(self, x: Tensor, mean: Tensor | None, seed: Tensor, sketch_size: int, workspace_bytes: int) -> State:
+    def prepare(
+        self,
+        x: Tensor,
+        mean: Tensor | None,
+        seed: Tensor,
+        sketch_size: int,
+        workspace_bytes: int,
+        row_norms: Tensor | None = None,
+    ) -> State:
         q = self.probabilities(x, mean, workspace_bytes)
-        draws = uniform(seed, Stream.SAMPLING, torch.arange(sketch_size, device=x.device))
-        cumulative = q.cumsum(0)
-        rows = torch.searchsorted(cumulative, draws.mul_(cumulative[-1]), right=True).clamp_(max=x.shape[0] - 1)
+        rows = draw_rows(q, seed, torch.arange(sketch_size, device=x.device))
         factors = (q[rows] * sketch_size).rsqrt_().to(accumulation_dtype(x.dtype))
         return rows.to(torch.int32), factors
 
-    def empty_state(self, num_rows: int, sketch_size: int, dtype: torch.dtype, device: torch.device) -> State:
-        rows = torch.empty(sketch_size, dtype=torch.int32, device=device)
-        return rows, torch.empty(sketch_size, dtype=accumulation_dtype(dtype), device=device)
-
-    def to_dense(
+    def variance(
         self,
-        num_rows: int,
+        x: Tensor,
+        grad_output: Tensor,
         sketch_size: int,
-        seed: Tensor,
         *,
-        state: State = (),
-        dtype: torch.dtype = torch.float32,
+        mean: Tensor | None = None,
+        row_norms: Tensor | None = None,
     ) -> Tensor:
-        rows, factors = state
-        dense = torch.zeros(num_rows, sketch_size, dtype=dtype, device=seed.device)
-        dense[rows.long(), torch.arange(sketch_size, device=seed.device)] = factors.to(dtype)
-        return dense
-
-    def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
-        rows, factors = draw.state
-        out = matrix.new_empty((stop - start, matrix.shape[1]), dtype=accumulation_dtype(matrix.dtype))
-        height = max(1, draw.workspace_bytes // (16 + matrix.shape[1] * matrix.element_size()))
-        for begin in range(start, stop, height):
-            end = min(begin + height, stop)
-            out[begin - start : end - start] = matrix.index_select(0, rows[begin:end])
-        return out.mul_(factors[start:stop].to(out.dtype).unsqueeze(1))
-
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
         q = self.probabilities(x, mean, DEFAULT_WORKSPACE_BYTES)
-        x_norms = _row_norms(x, mean, DEFAULT_WORKSPACE_BYTES)
-        y_norms = _row_norms(grad_output, None, DEFAULT_WORKSPACE_BYTES)
+        x_norms = row_norms_of(x, mean, DEFAULT_WORKSPACE_BYTES)
+        y_norms = row_norms_of(grad_output, None, DEFAULT_WORKSPACE_BYTES)
         weighted = (x_norms.square() * y_norms.square() / q).sum()
         return (weighted - moments(x, grad_output, mean).c) / sketch_size
-
-
-def _row_norms(x: Tensor, mean: Tensor | None, workspace_bytes: int) -> Tensor:  # [B], float64
-    norms = x.new_empty(x.shape[0], dtype=torch.float64)
-    height = max(1, workspace_bytes // (2 * x.shape[1] * norms.element_size()))
-    for start in range(0, x.shape[0], height):
-        # Squares of float32 values above 2^64 overflow in float32.
-        tile = x[start : start + height].double()
-        norms[start : start + height] = torch.linalg.vector_norm(tile if mean is None else tile - mean, dim=1)
-    return norms

@@ -95,7 +95,15 @@ class SORSSketch(Sketch):
         ((_, _, whole),) = self.iter_blocks(matrix, draw)
         return whole[start:stop]
 
-    def variance(self, x: Tensor, grad_output: Tensor, sketch_size: int, *, mean: Tensor | None = None) -> Tensor:
+    def variance(
+        self,
+        x: Tensor,
+        grad_output: Tensor,
+        sketch_size: int,
+        *,
+        mean: Tensor | None = None,
+        row_norms: Tensor | None = None,
+    ) -> Tensor:
         transform = TRANSFORMS[self.transform]
         length = transform.length(x.shape[0])
         m = moments(x, grad_output, mean)

@@ -1,9 +1,12 @@
 """The configured families that the conformance suite runs every law on.  A family without a case fails a test."""
 
+import torch
+
 from rmm_gnn.sketches import (
     BlockRademacherSketch,
     CountSketch,
     GaussianSketch,
+    ImportanceSamplingSketch,
     NormSamplingSketch,
     RademacherSketch,
     RowSamplingSketch,
@@ -22,4 +25,17 @@ CASES = {
     "row_sampling": RowSamplingSketch(),
     "row_sampling-replacement": RowSamplingSketch(replacement=True),
     "norm_sampling": NormSamplingSketch(),
+    "importance_sampling": ImportanceSamplingSketch(),
+    "importance_sampling-no_top": ImportanceSamplingSketch(top_share=0.0),
 }
+
+
+def norms_for(family, num_rows):
+    """Norms for the families that read them, spread over a factor of four, and None for the others."""
+    if not family.reads_row_norms:
+        return None
+    return 0.5 + 1.5 * torch.rand(num_rows, generator=torch.Generator().manual_seed(num_rows))
+
+
+def state_of(family, x, seed, sketch_size):
+    return family.prepare(x, None, seed, sketch_size, 2**20, norms_for(family, x.shape[0]))

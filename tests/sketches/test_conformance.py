@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rmm_gnn.sketches import FAMILIES, Draw, from_spec, get_sketch
-from tests.sketches.cases import CASES
+from tests.sketches.cases import CASES, state_of
 
 FAMILY = pytest.mark.parametrize("family", CASES.values(), ids=CASES.keys())
 SIZES = pytest.mark.parametrize(
@@ -15,16 +15,16 @@ SIZES = pytest.mark.parametrize(
 )
 
 
-def sketch(family, matrix, sketch_size, seed=5, state_of=None, **options):
-    """Apply a family, with the state it draws from ``state_of`` (default: the matrix itself)."""
+def sketch(family, matrix, sketch_size, seed=5, drawn_from=None, **options):
+    """Apply a family, with the state it draws from ``drawn_from`` (default: the matrix itself)."""
     seed = torch.tensor(seed)
-    state = family.prepare(matrix if state_of is None else state_of, None, seed, sketch_size, 2**20)
+    state = state_of(family, matrix if drawn_from is None else drawn_from, seed, sketch_size)
     return family.apply(matrix, seed, sketch_size, state=state, **options)
 
 
 def dense(family, matrix, sketch_size, seed=5, dtype=torch.float64):
     seed = torch.tensor(seed)
-    state = family.prepare(matrix, None, seed, sketch_size, 2**20)
+    state = state_of(family, matrix, seed, sketch_size)
     return family.to_dense(matrix.shape[0], sketch_size, seed, state=state, dtype=dtype)
 
 
@@ -46,7 +46,7 @@ def test_apply_is_the_product_with_dense(family, num_rows, sketch_size, workspac
 @FAMILY
 def test_sketch_rows_are_rows_of_apply(family):
     matrix, seed = torch.randn(90, 4, dtype=torch.float64), torch.tensor(3)
-    state = family.prepare(matrix, None, seed, 40, 2**20)
+    state = state_of(family, matrix, seed, 40)
     whole = family.apply(matrix, seed, 40, state=state)
     for start, stop in ((0, 1), (7, 23), (39, 40)):
         part = family.sketch_rows(matrix, Draw(seed, 40, state, workspace_bytes=2**11), start, stop)
@@ -69,8 +69,8 @@ def test_rows_of_a_count_sketch_are_those_of_dense(num_rows, sketch_size, height
 @FAMILY
 def test_apply_is_linear(family):
     first, second = torch.randn(2, 70, 6, dtype=torch.float64)
-    combined = sketch(family, 2 * first - 3 * second, 20, state_of=first)
-    parts = 2 * sketch(family, first, 20, state_of=first) - 3 * sketch(family, second, 20, state_of=first)
+    combined = sketch(family, 2 * first - 3 * second, 20, drawn_from=first)
+    parts = 2 * sketch(family, first, 20, drawn_from=first) - 3 * sketch(family, second, 20, drawn_from=first)
     torch.testing.assert_close(combined, parts)
 
 
@@ -106,14 +106,14 @@ def test_low_precision_is_summed_in_float32(family, dtype):
     matrix = torch.randn(300, 6).to(dtype)
     result = sketch(family, matrix, 20)
     assert result.dtype == torch.float32
-    torch.testing.assert_close(result, sketch(family, matrix.float(), 20, state_of=matrix.float()))
+    torch.testing.assert_close(result, sketch(family, matrix.float(), 20, drawn_from=matrix.float()))
 
 
 @FAMILY
 def test_sketch_of_ones(family):
     seed, ones = torch.tensor(9), torch.ones(143, 1)
     x = torch.randn(143, 4)
-    state = family.prepare(x, None, seed, 31, 2**20)
+    state = state_of(family, x, seed, 31)
     short = family.sketch_ones(143, Draw(seed, 31, state, workspace_bytes=2**10), torch.float32)
     torch.testing.assert_close(short.unsqueeze(1), family.apply(ones, seed, 31, state=state))
 
@@ -122,7 +122,7 @@ def test_sketch_of_ones(family):
 def test_state_is_of_the_announced_shapes(family):
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x = torch.randn(40, 3).to(dtype)
-        state = family.prepare(x, None, torch.tensor(1), 7, 2**20)
+        state = state_of(family, x, torch.tensor(1), 7)
         announced = family.empty_state(40, 7, dtype, torch.device("cpu"))
         assert [(t.shape, t.dtype) for t in state] == [(t.shape, t.dtype) for t in announced]
 
@@ -131,7 +131,7 @@ def test_state_is_of_the_announced_shapes(family):
 def test_blocks_and_their_workspace(family):
     matrix = torch.randn(500, 8)
     seed = torch.tensor(2)
-    state = family.prepare(matrix, None, seed, 100, 2**20)
+    state = state_of(family, matrix, seed, 100)
     position = 0
     for start, stop, block in family.iter_blocks(matrix, Draw(seed, 100, state, workspace_bytes=2**11)):
         assert start == position and block.shape == (stop - start, 8)

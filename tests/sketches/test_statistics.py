@@ -12,7 +12,7 @@ import torch
 from rmm_gnn.sketches import CountSketch, GaussianSketch, RademacherSketch
 from rmm_gnn.sketches.moments import moments
 from rmm_gnn.sketches.transforms import TRANSFORMS
-from tests.sketches.cases import CASES
+from tests.sketches.cases import CASES, norms_for, state_of
 
 NUM_SEEDS = 2000
 NUM_ROWS, SKETCH_SIZE = 60, 30
@@ -33,10 +33,14 @@ def estimates_of(family, x, y, sketch_size, num_seeds):
     estimates = []
     for number in range(num_seeds):
         seed = torch.tensor(1_000_003 * number + 17)
-        state = family.prepare(x, None, seed, sketch_size, 2**20)
+        state = state_of(family, x, seed, sketch_size)
         s = family.to_dense(x.shape[0], sketch_size, seed, state=state, dtype=torch.float64)
         estimates.append((x.T @ s) @ (s.T @ y))
     return torch.stack(estimates)
+
+
+def variance_of(family, x, y, sketch_size, mean=None):
+    return family.variance(x, y, sketch_size, mean=mean, row_norms=norms_for(family, x.shape[0]))
 
 
 @cache
@@ -65,7 +69,7 @@ def test_estimate_is_unbiased_and_a_wrong_scale_would_show(name):
 def test_variance_is_the_closed_form_and_a_wrong_one_would_show(name):
     x, y, estimates = samples(name)
     errors = (estimates - x.T @ y).square().sum((1, 2))
-    closed = CASES[name].variance(x, y, SKETCH_SIZE)
+    closed = variance_of(CASES[name], x, y, SKETCH_SIZE)
     assert closed is not None
     assert z_score(errors, closed) < 5
     assert z_score(errors, 1.25 * closed) > 5
@@ -74,12 +78,13 @@ def test_variance_is_the_closed_form_and_a_wrong_one_would_show(name):
 @pytest.mark.parametrize(
     ("name", "num_rows", "sketch_size"),
     [("gaussian", 17, 5), ("rademacher", 17, 5), ("block_rademacher-7", 33, 11), ("row_sampling", 17, 5)]
-    + [("row_sampling-replacement", 17, 5), ("norm_sampling", 17, 5), ("sors-dct", 5, 2), ("sors-dft", 16, 5)],
+    + [("row_sampling-replacement", 17, 5), ("norm_sampling", 17, 5), ("sors-dct", 5, 2), ("sors-dft", 16, 5)]
+    + [("importance_sampling", 17, 5), ("importance_sampling", 17, 16), ("importance_sampling-no_top", 17, 5)],
 )
 def test_variance_at_awkward_sizes(name, num_rows, sketch_size):
     x, y = correlated_data(num_rows)
     errors = (estimates_of(CASES[name], x, y, sketch_size, 500) - x.T @ y).square().sum((1, 2))
-    assert z_score(errors, CASES[name].variance(x, y, sketch_size)) < 5
+    assert z_score(errors, variance_of(CASES[name], x, y, sketch_size)) < 5
 
 
 @pytest.mark.parametrize(
@@ -93,7 +98,7 @@ def test_unequal_buckets_and_padding_are_in_the_closed_form(name, num_rows, sket
     errors = (estimates_of(CASES[name], x, y, sketch_size, 500) - x.T @ y).square().sum((1, 2))
     m = moments(x, y)
     equal_buckets = (m.a + m.c - 2 * m.d) * (num_rows - sketch_size) / ((num_rows - 1) * sketch_size)
-    assert z_score(errors, CASES[name].variance(x, y, sketch_size)) < 5
+    assert z_score(errors, variance_of(CASES[name], x, y, sketch_size)) < 5
     assert z_score(errors, equal_buckets) > 5
 
 
@@ -148,8 +153,8 @@ def test_variance_of_what_is_centred_needs_no_centred_copy(name):
     x, y = correlated_data()
     x = x + 3
     mean = x.mean(0)
-    expected = CASES[name].variance(x - mean, y, SKETCH_SIZE)
-    torch.testing.assert_close(CASES[name].variance(x, y, SKETCH_SIZE, mean=mean), expected)
+    expected = variance_of(CASES[name], x - mean, y, SKETCH_SIZE)
+    torch.testing.assert_close(variance_of(CASES[name], x, y, SKETCH_SIZE, mean=mean), expected)
 
 
 def test_norm_sampling_keeps_rows_of_norm_zero_possible():
