@@ -288,6 +288,7 @@ def test_double_backward_raises(x):
 
 
 FAMILIES = ["count_sketch", "gaussian", "rademacher", "block_rademacher", "sors", "row_sampling", "norm_sampling"]
+FAMILIES += ["importance_sampling"]
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
 
 

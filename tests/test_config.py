@@ -13,7 +13,13 @@ import torch
 from rmm_gnn import RMMConfig, SORSSketch
 from rmm_gnn.codecs import CastCodec, StochasticCodec
 from rmm_gnn.config import resolve_config
-from rmm_gnn.sketches import BlockRademacherSketch, NormSamplingSketch, RowSamplingSketch, get_sketch
+from rmm_gnn.sketches import (
+    BlockRademacherSketch,
+    ImportanceSamplingSketch,
+    NormSamplingSketch,
+    RowSamplingSketch,
+    get_sketch,
+)
 
 
 def test_defaults():
@@ -185,6 +191,7 @@ def test_scatter_backend_is_refused_where_it_cannot_work(monkeypatch):
         (BlockRademacherSketch, {"block_rows": 0}, ValueError, "'block_rows' must be at least 1"),
         (RowSamplingSketch, {"replacement": "yes"}, TypeError, "'replacement' must be True or False"),
         (NormSamplingSketch, {"uniform_share": 0}, ValueError, r"'uniform_share' must lie in \(0, 1\]"),
+        (ImportanceSamplingSketch, {"top_share": 1}, ValueError, r"'top_share' must lie in \[0, 1\)"),
         (NormSamplingSketch, {"uniform_share": "all"}, TypeError, "'uniform_share' must be a number"),
     ],
 )

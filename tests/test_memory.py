@@ -18,7 +18,7 @@ import torch
 import rmm_gnn.functional as lean
 from rmm_gnn import RMMConfig, rmm_linear
 from rmm_gnn.compression import compress, weight_grad
-from tests.sketches.cases import CASES
+from tests.sketches.cases import CASES, norms_for
 
 WORKSPACE = int(sys.argv[1])
 ROWS, COLUMNS, OUT, SIZE = 2**18, 64, 48, 64
@@ -46,7 +46,8 @@ for dtype in (torch.float32, torch.bfloat16):
         config = config_of(CASES[name])
         small = compress(x[:2048], config, seed)  # loads what is loaded once
         weight_grad(grad_output[:2048], small, config, seed, num_columns=COLUMNS, dtype=dtype)
-        kept, forward = rise(lambda: compress(x, config, seed))
+        norms = norms_for(CASES[name], ROWS)
+        kept, forward = rise(lambda: compress(x, config, seed, norms))
         _, backward = rise(lambda: weight_grad(grad_output, kept, config, seed, num_columns=COLUMNS, dtype=dtype))
         found[f"{name}-{dtype}"] = [forward, backward]
 # A sketch that is large itself, stored in few bits, and many more features in than out.
@@ -99,7 +100,8 @@ print(json.dumps(found))
 def test_transient_memory_obeys_the_workspace_and_a_violation_would_show():
     """B = 2^18 rows of 64 float32: x is 64 MiB, a whole dense S (k = 64) another 64 MiB, one row vector 1 to 2 MiB.
 
-    ``norm_sampling`` documents 40 bytes a row more, and ``sors`` a block of k rows, which is small here.
+    ``norm_sampling`` documents 40 bytes a row more, ``importance_sampling`` 80, and ``sors`` a block of k rows, which
+    is small here.
     """
     environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "2", "PATH": "/usr/bin:/bin"}
     result = subprocess.run(
@@ -110,5 +112,6 @@ def test_transient_memory_obeys_the_workspace_and_a_violation_would_show():
     violation = found.pop("a centred copy")
     assert violation > WORKSPACE + SLACK
     for name, peaks in found.items():
-        allowed = WORKSPACE + SLACK + (40 * 2**18 if name.startswith("norm_sampling") else 0)
+        row_bytes = {"norm_sampling": 40, "importance_sampling": 80}.get(name.partition("-")[0], 0)
+        allowed = WORKSPACE + SLACK + row_bytes * 2**18
         assert max(peaks) <= allowed, f"{name}: {[peak / 2**20 for peak in peaks]} MiB"

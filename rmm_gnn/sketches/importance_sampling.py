@@ -152,6 +152,7 @@ class ImportanceSamplingSketch(SampledRows):
 
 def _best_count(total: Tensor, largest: Tensor, sketch_size: int) -> Tensor:  # [], [m] descending -> []
     """Return the C in [0, m] for which (sum of all weights but the C largest)^2 / (k - C) is least."""
-    rest = torch.cat([total.unsqueeze(0), total - largest.cumsum(0)]).clamp_(min=0.0)
+    # As shares: squares of large float64 weights would overflow.
+    rest = 1.0 - torch.nn.functional.pad(largest.cumsum(0).div_(total), (1, 0)).clamp_(max=1.0)
     left = sketch_size - torch.arange(rest.shape[0], device=rest.device)
     return (rest.square_() / left).argmin()

@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rmm_gnn import RMMConfig, rmm_linear
 from rmm_gnn.compression import compress, compress_like
-from tests.sketches.cases import CASES
+from tests.sketches.cases import CASES, norms_for
 
 FAMILY = pytest.mark.parametrize("family", CASES.values(), ids=CASES.keys())
 SEED = 41
@@ -28,7 +28,8 @@ def dense_weight_grad(x, grad_output, config):
     """Algorithm 1 with S written out: (S^T Y)^T S^T (X - 1 m^T) + (Y^T 1) m^T."""
     seed, size = torch.tensor(SEED), config.sketch_size(x.shape[0])
     mean = x.mean(0) if config.center else torch.zeros_like(x[0])
-    state = config.family.prepare(x, mean if config.center else None, seed, size, 2**20)
+    norms = norms_for(config.family, x.shape[0])
+    state = config.family.prepare(x, mean if config.center else None, seed, size, 2**20, norms)
     s = config.family.to_dense(x.shape[0], size, seed, state=state, dtype=torch.float64)
     return (s.T @ grad_output).T @ (s.T @ (x - mean)) + torch.outer(grad_output.sum(0), mean)
 
@@ -52,7 +53,7 @@ def saved(function):
 def test_gradients_against_the_dense_formula(family, center, workspace_bytes):
     config = RMMConfig(rate=0.3, sketch=family, center=center, workspace_bytes=workspace_bytes)
     x, weight, bias, grad_output = problem()
-    out = rmm_linear(x, weight, bias, config=config, seed=SEED)
+    out = rmm_linear(x, weight, bias, config=config, seed=SEED, row_norms=norms_for(family, 60))
     assert torch.equal(out, F.linear(x, weight, bias))
     out.backward(grad_output)
     torch.testing.assert_close(x.grad, grad_output @ weight)
@@ -116,7 +117,7 @@ def test_saved_bytes_equal_the_formula(family, center, codec, dtype):
     x, weight, bias, _ = problem(dtype)
     x.requires_grad_(False)
     config = RMMConfig(rate=0.3, sketch=family, center=center, codec=codec)
-    _, storages = saved(lambda: rmm_linear(x, weight, bias, config=config))
+    _, storages = saved(lambda: rmm_linear(x, weight, bias, config=config, row_norms=norms_for(family, 60)))
     assert sum(nbytes for _, nbytes in storages.values()) == config.saved_bytes(60, 6, dtype)
     assert x.untyped_storage().data_ptr() not in storages
 
@@ -126,7 +127,7 @@ def test_traced_shapes_are_the_real_ones(family):
     x = torch.randn(37, 5)
     for center in (True, False):
         config = RMMConfig(rate=0.3, sketch=family, center=center, codec="bf16")
-        real = compress(x, config, torch.tensor(1)).to_list()
+        real = compress(x, config, torch.tensor(1), norms_for(family, 37)).to_list()
         traced = compress_like(x.to("meta"), config).to_list()
         assert [(t.shape, t.dtype) for t in real] == [(t.shape, t.dtype) for t in traced]
 
@@ -222,7 +223,7 @@ def test_inf_and_nan_reach_the_weight_gradient(family, center, bad):
         x, weight, _, grad_output = problem(torch.float32)
         x, grad_output = x.detach(), grad_output.detach()
         (x if spoil_x else grad_output)[37, 2] = bad
-        rmm_linear(x, weight, config=config, seed=SEED).backward(grad_output)
+        rmm_linear(x, weight, config=config, seed=SEED, row_norms=norms_for(family, 60)).backward(grad_output)
         spoiled = weight.grad[:, 2] if spoil_x else weight.grad[2]
         assert not torch.isfinite(spoiled).any()
 

@@ -243,3 +243,31 @@ def test_what_is_no_model_is_refused():
         GradientProbe(F.relu)
     with pytest.raises(TypeError, match="'model' must not be compiled"):
         GradientProbe(torch.compile(torch.nn.Linear(2, 2)))
+
+
+IMPORTANCE = RMMConfig(rate=0.2, sketch="importance_sampling")
+
+
+def test_importance_sampling_is_judged_by_the_norms_it_draws_with():
+    """Each step's number is that of the norms of the step before, and of norm sampling at the first one."""
+    model, x = convert_to_rmm(torch.nn.Linear(8, 3), IMPORTANCE), features()
+    gradients = [torch.randn(N, 3) * torch.rand(N, 1).pow(4) for _ in range(3)]
+    with GradientProbe(model, every=1) as probe:
+        for gradient in gradients:
+            model(x).backward(gradient)
+    norms = [None, *(gradient.norm(dim=1) for gradient in gradients)]
+    for record, gradient, given in zip(probe.records, gradients, norms, strict=False):
+        expected = rmm_variance(x, gradient, IMPORTANCE, row_norms=given)
+        assert record.sketch_variance == pytest.approx(float(expected), rel=0.01)  # the layer's norms are rounded
+        if given is not None:
+            assert record.sketch_variance != pytest.approx(float(rmm_variance(x, gradient, IMPORTANCE)), rel=0.1)
+
+
+def test_importance_sampling_does_not_judge_layers_that_keep_their_input():
+    model, x = torch.nn.Linear(8, 3), features()
+    with GradientProbe(model, IMPORTANCE, every=1), pytest.raises(ValueError, match=r"'config' must .*'importance_sam"):
+        model(x)
+    model(x).sum().backward()
+    with GradientProbe(convert_to_rmm(model, IMPORTANCE), every=1, mode="sketch"):
+        with pytest.raises(ValueError, match=r"variance follows from a, c, d \(got 'importance_sampling'\)"):
+            model(x)

@@ -96,6 +96,31 @@ def test_a_sample_of_the_sketch_rows_is_right_on_average():
     assert some != whole
 
 
+@pytest.mark.parametrize("codec", ["fp32", "int1"])
+def test_norms_of_the_step_before_are_accounted_for(codec):
+    x, y = correlated()
+    norms = y.norm(dim=1) * torch.linspace(0.2, 2.0, NUM_ROWS, dtype=torch.float64)
+    config = RMMConfig(size=24, sketch="importance_sampling", codec=codec)
+    errors = []
+    for number in range(600):
+        seed = torch.tensor(1_000_003 * number + 17)
+        kept = compress(x, config, seed, norms)
+        estimate, _ = weight_grad(y, kept, config, seed, num_columns=x.shape[1], dtype=x.dtype)
+        errors.append((estimate - y.T @ x).square().sum())
+    closed = rmm_variance(x, y, config, num_draws=200, row_norms=norms)
+    assert z_score(torch.stack(errors), closed) < 5
+    assert z_score(torch.stack(errors), rmm_variance(x, y, config, num_draws=200)) > 5
+    assert z_score(torch.stack(errors), 1.5 * closed) > 5
+
+
+def test_norms_are_refused_where_they_mean_nothing():
+    x, y = correlated()
+    with pytest.raises(ValueError, match="'row_norms' must come with a family that reads them"):
+        rmm_variance(x, y, RMMConfig(), row_norms=y.norm(dim=1))
+    with pytest.raises(ValueError, match="'row_norms' must have one number for each of the 32 rows"):
+        noise_parts(x, y, RMMConfig(sketch="importance_sampling"), row_norms=torch.ones(3))
+
+
 def test_tiles_change_nothing():
     x, y = correlated(300)
     for sketch in ("count_sketch", "norm_sampling", "sors"):

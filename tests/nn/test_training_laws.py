@@ -16,11 +16,13 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from rmm_gnn import RMMConfig, draw_seed, rmm_linear
 from rmm_gnn.nn import RMMGCN2Conv, RMMLinear, RMMTorchLinear
+from rmm_gnn.nn._row_norms import forget
 from tests.nn.recording import SeedRecorder, assert_unbiased, kept_storages, saved_tensors
 
 ROWS, CHANNELS = 60, 8
 X_0 = torch.ones(ROWS, CHANNELS)
 CONFIG = RMMConfig(rate=0.25)
+IMPORTANCE = RMMConfig(rate=0.25, sketch="importance_sampling")
 
 
 def ring() -> Tensor:
@@ -51,7 +53,7 @@ class Case:
 
 def gcn2(**arguments) -> Case:
     def make() -> Module:
-        return RMMGCN2Conv(CHANNELS, 0.3, normalize=False, config=CONFIG, **arguments)
+        return RMMGCN2Conv(CHANNELS, 0.3, **{"normalize": False, "config": CONFIG, **arguments})
 
     return Case(make, "weight1", graph=True)
 
@@ -61,6 +63,8 @@ CASES = {
     "torch_linear": Case(lambda: RMMTorchLinear(CHANNELS, CHANNELS, config=CONFIG)),
     "gcn2": gcn2(),
     "gcn2_star": gcn2(theta=0.5, layer=1, shared_weights=False),
+    "importance": Case(lambda: RMMLinear(CHANNELS, CHANNELS, config=IMPORTANCE)),
+    "gcn2_importance": gcn2(config=IMPORTANCE),
 }
 
 
@@ -169,6 +173,8 @@ def test_checkpointing_recomputes_with_the_same_sketch_and_draws_anew_at_each_st
 
     def steps(run: Callable[[Tensor], Tensor]) -> list[list[Tensor]]:
         torch.manual_seed(1)
+        for layer in layers:
+            forget(layer)  # the norms of an earlier run
         weights = [case.weight_of(layer) for layer in layers]
         grads = []
         for _ in range(3):
@@ -189,6 +195,7 @@ def test_the_input_may_be_changed_in_place_after_the_call(case, x):
     layer = case.make()
     torch.manual_seed(2)
     expected = case.weight_grad(layer, x.clone())
+    forget(layer)
     torch.manual_seed(2)
     out = case.call(layer, x)
     x.fill_(float("nan"))

@@ -146,3 +146,11 @@ def test_errors(settings, error, match):
 def test_a_model_without_rates_is_refused():
     with pytest.raises(ValueError, match="'model' must have layers that keep a share of the rows"):
         NoiseController(Net(), target=1.0)
+
+
+def test_importance_sampling_comes_to_its_target_too():
+    _, controller, records = training(RMMConfig(rate=0.5, sketch="importance_sampling"), target=2.0)
+    for record in records:
+        if record.layer != "conv.weight2":
+            rate = controller.rates[record.layer.partition(".")[0]]
+            assert record.variance_ratio == pytest.approx(2.0, rel=0.4) or rate in (0.005, 1.0), record
