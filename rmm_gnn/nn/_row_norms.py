@@ -32,7 +32,7 @@ def of_the_step_before(layer: Module, x: Tensor) -> Tensor | None:  # [*, N] -> 
     where the same layer has got a gradient in between, and so redraws the same rows.
     """
     held = layer.__dict__
-    if _WRITTEN in held and torch._C._current_graph_task_id() == -1:
+    if _WRITTEN in held and torch._C._current_graph_task_id() == -1:  # no backward pass is running in this thread
         held[_READ] = held.pop(_WRITTEN)
     norms: Tensor | None = held.get(_READ)
     if norms is None or norms.device != x.device or norms.shape[0] != x.shape[:-1].numel():

@@ -49,12 +49,16 @@ class ImportanceSamplingSketch(SampledRows):
     nearly equal.
 
     The estimate is unbiased whatever the norms are: they may be old, or zero for rows that have a gradient now, since
-    every q_i is at least ``uniform_share / B``.  Bad norms cost variance, up to 1 / ``uniform_share`` times that of
-    uniform sampling.  So this family is for full-batch training; where every step brings other rows, use
-    ``NormSamplingSketch``.  This family is that one where there are no norms, and where a weight is not finite or all
-    are zero.
+    every q_i is at least ``uniform_share / B``.  Bad norms cost variance: B d / (k epsilon (1 - ``top_share``)) at
+    most, where uniform sampling has (B d - c) / k, with c and d of ``moments``.  So this family is for full-batch
+    training; where every step brings other rows, use ``NormSamplingSketch``.
 
-    Layers of ``rmm_gnn.nn`` see to the norms themselves; ``rmm_linear`` takes them as ``row_norms``.
+    Layers of ``rmm_gnn.nn`` hold the norms from one step to the next: 2 B bytes in bfloat16, 4 B between backward and
+    the next forward pass, besides what ``RMMConfig.saved_bytes`` counts.  They are not in ``state_dict``.
+    ``rmm_linear`` takes norms as ``row_norms``.  Without norms this family is ``NormSamplingSketch``: in a layer's
+    first step, also after loading a checkpoint; where the number of rows or the device has changed; where a weight is
+    not finite, or all are zero; in code that ``torch.compile`` traces; and in functions under ``compress_activations``,
+    which have no layer to hold them.
 
     As in ``NormSamplingSketch``, rows and factors are kept, 8 or 12 bytes a sketch row.  Transient memory: 80 bytes a
     row, whatever the workspace.

@@ -11,6 +11,9 @@ from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.seeding import Stream, uniform
 from rmm_gnn.sketches.base import Draw, Sketch, State
 
+# On CPU, tiles that stay in the cache take a thirtieth of the time of fresh memory.
+_CPU_TILE_BYTES = 1 << 20
+
 
 class SampledRows(Sketch):
     """A family whose sketch rows are rows of the matrix times a factor; both are kept as (rows, factors).
@@ -72,7 +75,8 @@ def draw_rows(q: Tensor, seed: Tensor, index: Tensor) -> Tensor:  # [B], [], [k]
 def row_norms_of(matrix: Tensor, mean: Tensor | None, workspace_bytes: int) -> Tensor:  # [B, N] -> [B], float64
     """Return the norm of every row of ``matrix``, or of ``matrix`` less the row ``mean``."""
     norms = matrix.new_empty(matrix.shape[0], dtype=torch.float64)
-    height = max(1, workspace_bytes // (2 * max(1, matrix.shape[1]) * norms.element_size()))
+    tile_bytes = workspace_bytes if matrix.is_cuda else min(workspace_bytes, _CPU_TILE_BYTES)
+    height = max(1, tile_bytes // (2 * max(1, matrix.shape[1]) * norms.element_size()))
     for start in range(0, matrix.shape[0], height):
         # Squares of float32 values above 2^64 overflow in float32.
         tile = matrix[start : start + height].double()
