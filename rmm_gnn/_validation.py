@@ -167,3 +167,29 @@ def check_seed(seed: Any, device: torch.device) -> Tensor:
     if not -(2**63) <= int(seed) < 2**63:
         raise ValueError(f"'seed' must fit in 64 bits (got {seed}). Take it modulo 2**63.")
     return torch.full((), int(seed), dtype=torch.int64, device=device)
+
+
+def check_anchor(x: Tensor, x_0: Any, weight: Tensor, weight_0: Any, *, any_type: bool) -> None:
+    """Check that ``x_0`` has the shape of ``x`` and ``weight_0`` that of ``weight``, on the same device.
+
+    Types must be equal unless ``any_type`` says that autocast converts.
+    """
+    for name, given, like_name, like in (("x_0", x_0, "x", x), ("weight_0", weight_0, "weight", weight)):
+        if given is None and name == "weight_0":
+            continue
+        check_floating(name, given)
+        if given.shape != like.shape:
+            raise ValueError(
+                f"'{name}' must have the shape of '{like_name}', {tuple(like.shape)} (got {tuple(given.shape)}). "
+                "Without an anchor the two may differ: use rmm_linear."
+            )
+        if given.device != like.device:
+            raise ValueError(
+                f"'{name}' must be on the device of '{like_name}', {like.device} (got {given.device}). "
+                "Move one of them."
+            )
+        if given.dtype != like.dtype and (not any_type or torch.float64 in (given.dtype, like.dtype)):
+            raise TypeError(
+                f"'{name}' must have the type of '{like_name}', {like.dtype} (got {given.dtype}). "
+                "Convert one of them, or run under torch.autocast."
+            )

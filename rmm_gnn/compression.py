@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rmm_gnn.anchor import Anchor
 from rmm_gnn.codecs import get_codec, row_tiles
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.control_variates import column_means, column_sums, nonfinite_marks, rank_one_term
@@ -19,7 +21,8 @@ class CompressedActivation(NamedTuple):
 
     Attributes:
         payload: The encoded sketch, as the codec stores it.
-        mean: Column means of x [N] in the accumulation type, or None without centring.
+        mean: Column means of x [N], or what an anchor has in their place, in the accumulation type; None without
+            centring.
         state: What the sketch family depends on besides the seed.
     """
 
@@ -45,21 +48,33 @@ def compress(
     config: RMMConfig,
     seed: Tensor,
     row_norms: Tensor | None = None,  # [B]
+    anchor: Anchor | None = None,
 ) -> CompressedActivation:
-    """Centre, sketch and encode x, B >= 1; families that read norms of an earlier grad_output's rows are given them.
+    """Centre, sketch and encode x, B >= 1, or x less its fit on an anchor.
 
-    With centring the sketch of X - 1 m^T is formed as S^T X - (S^T 1) m^T, so no centred copy of X is made.
+    Families that read norms of an earlier grad_output's rows are given them.
+
+    With centring the sketch of X - 1 m^T is formed as S^T X - (S^T 1) m^T, so no centred copy of X is made.  Nor is one
+    of X less its fit on X_0: its sketch is S^T X - (S^T X_0) A - (S^T 1) m^T, a second sketch and a product of k rows.
     """
     family, codec, num_rows = config.family, get_codec(config.codec), x.shape[0]
     size = config.sketch_size(num_rows)
-    mean = column_means(x, config.workspace_bytes) if config.center else None
+    if anchor is not None:
+        mean = anchor.mean
+    else:
+        mean = column_means(x, config.workspace_bytes) if config.center else None
     state = family.prepare(x, mean, seed, size, config.workspace_bytes, row_norms)
     marks = None if config.center or family.reads_every_row else nonfinite_marks(x)
 
     payload = codec.empty(size, x.shape[1], x.dtype, x.device)
     draw = Draw(seed, size, state, config.workspace_bytes, config.backend)
     ones_sketch = None if mean is None else family.sketch_ones(num_rows, draw, mean.dtype)
+    if anchor is not None:  # a block of x_0's sketch lies beside each of this one
+        draw = replace(draw, workspace_bytes=config.workspace_bytes // 2)
     for start, stop, block in family.iter_blocks(x, draw):
+        if anchor is not None:
+            quarter = replace(draw, workspace_bytes=draw.workspace_bytes // 2)
+            block.addmm_(family.sketch_rows(anchor.x_0, quarter, start, stop), anchor.coefficients, alpha=-1.0)
         if mean is not None and ones_sketch is not None:
             block.addr_(ones_sketch[start:stop], mean, alpha=-1.0)
         if marks is not None:
@@ -84,11 +99,13 @@ def weight_grad(
     *,
     num_columns: int,
     dtype: torch.dtype,
+    exact_term: Tensor | None = None,  # [M, N]
 ) -> tuple[Tensor, Tensor]:  # [M, N], [M]
     r"""Estimate :math:`Y^T X` without bias from what was kept, and sum ``grad_output`` over its rows exactly.
 
     Returns :math:`(S^T Y)^T (S^T (X - 1 m^T)) + (Y^T 1) m^T` (Algorithm 1 with the centring of ``control_variates``) as
     ``dtype``, and Y^T 1, the bias gradient, in the accumulation type.  Sums are formed in the accumulation type.
+    ``exact_term`` is added to the estimate before it is rounded: what an anchor took away.
     """
     family, codec = config.family, get_codec(config.codec)
     payload = list(compressed.payload)
@@ -100,6 +117,8 @@ def weight_grad(
         total = rank_one_term(sums, compressed.mean)
     else:
         total = sums.new_zeros(sums.shape[0], num_columns)
+    if exact_term is not None:
+        total += exact_term
     draw = Draw(seed, size, compressed.state, config.workspace_bytes, config.backend)
     for start, stop, block in family.iter_blocks(grad_output, draw):
         if marks is not None:

@@ -41,10 +41,14 @@ class RMMConfig:
             rows themselves.  Layer normalisation keeps them all: its statistics are those of a row.
         act_codec: How lean GELU, SiLU and ELU keep their derivative.
         x0_codec: How ``RMMGCN2Conv`` layers with two weights keep the x_0 they share; "fp32" keeps x_0 itself.
+        anchor: Have ``RMMGCN2Conv`` sketch the residual of the least-squares fit of its features on x_0, with the exact
+            term of the fit added in backward (``functional.anchored_linear``): less noise for one more N x N matrix a
+            layer, which ``saved_bytes`` does not count, and one more sketch.  Other layers and functions ignore it.
 
     Raises:
         ValueError: If a value is out of range, a name is unknown, both ``rate`` and ``size`` are given, ``min_size``
-            exceeds ``max_size``, or the family has no implementation on ``backend``.
+            exceeds ``max_size``, the family has no implementation on ``backend``, or ``anchor`` is given with a family
+            that depends on the data.
         TypeError: If a value is of the wrong type.
         ImportError: If ``backend="scatter"`` and torch-scatter is not installed.
 
@@ -67,6 +71,7 @@ class RMMConfig:
     norm_rate: float = 1.0
     act_codec: str | Codec = "int4"
     x0_codec: str | Codec = "fp32"
+    anchor: bool = False
     # What ``spec`` returns; ClassVar keeps it from being a setting.
     _spec: ClassVar[str] = ""
 
@@ -96,6 +101,8 @@ class RMMConfig:
             raise ValueError(
                 f"'backend' must be one that computes {self.family.name!r} (got {self.backend!r}). Use backend='auto'."
             )
+        if check_bool("anchor", self.anchor):
+            self.check_anchor()
         # Spelled out once, here: a traced forward only reads it, since torch.compile cannot trace the json encoder.
         settings = {"sketch": self.family.spec, **{name: getattr(self, name) for name in _LINEAR_FIELDS}}
         object.__setattr__(self, "_spec", json.dumps(settings))
@@ -127,6 +134,18 @@ class RMMConfig:
         for tensor in self.family.empty_state(num_rows, size, dtype, torch.device("meta")):
             total += tensor.numel() * tensor.element_size()
         return total + torch.int64.itemsize
+
+    def check_anchor(self) -> None:
+        """Check that the family can sketch a residual of which there is no copy.
+
+        Raises:
+            ValueError: If what it draws depends on the data.
+        """
+        if self.family.empty_state(1, 1, torch.float32, torch.device("meta")):
+            raise ValueError(
+                "'sketch' must be a family that does not depend on the data where it is anchored "
+                f"(got {self.family.name!r}). Use 'count_sketch', or anchor=False."
+            )
 
     @property
     def spec(self) -> str:
@@ -164,7 +183,7 @@ class RMMConfig:
 
 
 _PLAIN_FIELDS = tuple(field.name for field in fields(RMMConfig) if field.name != "sketch")
-_OTHER_OPERATORS = ("norm_codec", "norm_rate", "act_codec", "x0_codec")
+_OTHER_OPERATORS = ("norm_codec", "norm_rate", "act_codec", "x0_codec", "anchor")
 _LINEAR_FIELDS = tuple(name for name in _PLAIN_FIELDS if name not in _OTHER_OPERATORS)
 
 

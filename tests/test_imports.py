@@ -16,6 +16,7 @@ LAYERS = [
     {"kernels"},
     {"sketches", "codecs"},
     {"config", "control_variates"},
+    {"anchor"},
     {"compression", "sharing"},
     {"autograd"},
     {"functional"},

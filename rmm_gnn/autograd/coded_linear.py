@@ -45,16 +45,23 @@ def _(x: Tensor, weight: Tensor, payload: list[Tensor], codec: str, scale: float
     return weight.new_empty(x.shape[0], weight.shape[0])
 
 
+def product_with_code(grad_output: Tensor, payload: list[Tensor], num_columns: int, codec: str) -> Tensor:  # [M, N]
+    """Return Y^T X in the accumulation type, X read back tile by tile; under "fp32" it is ``payload`` itself."""
+    dtype = accumulation_dtype(grad_output.dtype)
+    if codec == "fp32" and grad_output.dtype == payload[0].dtype == dtype:
+        return grad_output.T @ payload[0]
+    total = grad_output.new_zeros(grad_output.shape[1], num_columns, dtype=dtype)
+    for start, stop in row_tiles(grad_output.shape[0], num_columns, _TILE_BYTES, dtype.itemsize):
+        rows = get_codec(codec).decode(payload, start, stop, num_columns, dtype)
+        total.addmm_(grad_output[start:stop].to(dtype).T, rows)
+    return total
+
+
 @torch.library.custom_op("rmm_gnn::coded_weight_grad", mutates_args=())
 def coded_weight_grad_op(grad_output: Tensor, payload: list[Tensor], num_columns: int, codec: str) -> Tensor:
     """Y^T X with X as it is read back."""
-    dtype = accumulation_dtype(grad_output.dtype)
-    total = grad_output.new_zeros(grad_output.shape[1], num_columns, dtype=dtype)
     with torch.autocast(grad_output.device.type, enabled=False):
-        for start, stop in row_tiles(grad_output.shape[0], num_columns, _TILE_BYTES, dtype.itemsize):
-            rows = get_codec(codec).decode(list(payload), start, stop, num_columns, dtype)
-            total.addmm_(grad_output[start:stop].to(dtype).T, rows)
-    return total.to(grad_output.dtype)
+        return product_with_code(grad_output, list(payload), num_columns, codec).to(grad_output.dtype)
 
 
 @coded_weight_grad_op.register_fake

@@ -194,22 +194,31 @@ def shared_input_linear(
     """
     spec, dtype = spec_of(codec), autocast_dtype(x)
     mismatched = dtype is None and x.dtype != weight.dtype  # torch has the words for it
-    if CAST_DTYPES.get(spec, torch.uint8) in (None, x.dtype):
+    if keeps_whole(x, spec):
         if mismatched or (scale == 1.0 and (dtype is None or dtype == x.dtype == weight.dtype)):
             return F.linear(x, weight)
         return SharedInputLinear.apply(x, weight, dtype or x.dtype, scale)
     drawn = rounding_seed(x, spec, seed)
     if not (torch.is_grad_enabled() and weight.requires_grad) or x.numel() == 0 or mismatched:
         return F.linear(x, weight if scale == 1.0 else scale * weight)
-    rows = _as_rows(x)
-
-    def encode() -> list[Tensor]:
-        return torch.ops.rmm_gnn.encode(rows.detach(), spec, drawn)
-
     # Whoever gives a seed wants the rounding of that seed, not one that was made before.
-    payload = encode() if seed is not None else _SHARED_CODES.get_or_make(x, spec, encode)
+    payload = _encode(x, spec, drawn) if seed is not None else shared_code(x, spec, drawn)
     weight = weight if dtype is None else weight.to(dtype)
-    return _shaped(torch.ops.rmm_gnn.coded_linear(rows, weight, payload, spec, float(scale)), x)
+    return _shaped(torch.ops.rmm_gnn.coded_linear(_as_rows(x), weight, payload, spec, float(scale)), x)
+
+
+def keeps_whole(x: Tensor, codec: str) -> bool:
+    """Whether keeping ``x`` in the codec is keeping x itself."""
+    return CAST_DTYPES.get(codec, torch.uint8) in (None, x.dtype)
+
+
+def shared_code(x: Tensor, codec: str, seed: Tensor) -> list[Tensor]:
+    """Return the code that is being kept of ``x`` for a backward pass to come, or else one rounded under ``seed``."""
+    return _SHARED_CODES.get_or_make(x, codec, lambda: _encode(x, codec, seed))
+
+
+def _encode(x: Tensor, codec: str, seed: Tensor) -> list[Tensor]:
+    return torch.ops.rmm_gnn.encode(_as_rows(x).detach(), codec, seed)
 
 
 def _as_rows(x: Tensor) -> Tensor:  # [*, N] -> [B, N]

@@ -36,7 +36,13 @@ class OpenGCN2Conv(GCN2Conv):
         # h is our own: scaling it in place keeps nothing and leaves the caller's x alone.
         h.mul_(1 - self.alpha)
         if self.weight2 is None:
-            return self._product(h.add_(x_0, alpha=self.alpha), self.weight1)
+            h.add_(x_0, alpha=self.alpha)
+        return self._products(h, x_0)
+
+    def _products(self, h: Tensor, x_0: Tensor) -> Tensor:  # [N, C], [N, C] -> [N, C]
+        """Return the layer's output; with one weight, x_0 is in h already."""
+        if self.weight2 is None:
+            return self._product(h, self.weight1)
         return self._product(h, self.weight1) + self._product_of_x_0(x_0, self.weight2)
 
     def _product(self, h: Tensor, weight: Parameter) -> Tensor:  # [N, C], [C, C] -> [N, C]

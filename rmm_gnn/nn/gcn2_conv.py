@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rmm_gnn.config import RMMConfig, resolve_config
-from rmm_gnn.functional import shared_input_linear
+from rmm_gnn.functional import anchored_linear, shared_input_linear
 from rmm_gnn.nn._open_gcn2_conv import OpenGCN2Conv
 from rmm_gnn.nn._training import training_linear
+from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sketches import Sketch
 
 
@@ -29,6 +30,12 @@ class RMMGCN2Conv(OpenGCN2Conv):
 
     With c = ``channels`` and N nodes, a training call keeps ``config.saved_bytes(N, c)`` bytes and refers to ``x_0``;
     unless beta is 1, where the weights themselves serve, it keeps a c x c matrix for each of them too.
+
+    With ``config.anchor`` the propagated features are sketched less their linear fit on ``x_0``, see
+    ``rmm_gnn.functional.anchored_linear``: less noise, in early layers most.  A call then keeps the fit too, c x c
+    numbers of 4 bytes (8 in float64), and ``x_0`` or its code wherever ``weight1`` is trained.  With
+    ``shared_weights=True``, where nothing else needs it in backward, that is N c numbers once for all layers
+    (N (ceil(c bits / 8) + 4) bytes in an int codec), and one product of the size of the layer's more.
 
     Args:
         channels: Size of each input and output sample.
@@ -81,6 +88,14 @@ class RMMGCN2Conv(OpenGCN2Conv):
     ) -> None:
         super().__init__(channels, alpha, theta, layer, shared_weights, cached, add_self_loops, normalize, **kwargs)
         self.config = resolve_config(config, rate=rate, sketch=sketch)
+
+    def _products(self, h: Tensor, x_0: Tensor) -> Tensor:
+        if not (self.config.anchor and self.weight1.requires_grad):
+            return super()._products(h, x_0)
+        matrix_0 = None if self.weight2 is None else self._matrix(self.weight2)
+        return anchored_linear(
+            h, self._matrix(self.weight1), x_0, matrix_0, scale=self.alpha, config=self.config, seed=draw_seed(h)
+        )
 
     def _product(self, h: Tensor, weight: Parameter) -> Tensor:
         return training_linear(
