@@ -47,7 +47,7 @@ def anchored_linear_op(
         anchor = fit_anchor(
             x, payload[0] if rounded else x_0, center=config.center, workspace_bytes=config.workspace_bytes
         )
-        return out, [seed.clone(), anchor.coefficients, *compress(x, config, seed, anchor).to_list()]
+        return out, [seed.clone(), anchor.coefficients, *compress(x, config, seed, anchor=anchor).to_list()]
 
 
 @anchored_linear_op.register_fake

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rmm_gnn.anchor import Anchor, code_noise, residual_tiles
 from rmm_gnn.codecs import get_codec
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.control_variates import column_means
-from rmm_gnn.diagnostics.variance import NoiseParts
+from rmm_gnn.diagnostics.variance import NoiseParts, anchor_of
 from rmm_gnn.sketches import CountSketch, Draw
 from rmm_gnn.sketches.blocks import pair_share
 from rmm_gnn.sketches.moments import Moments, squared_norms, tiles
@@ -70,19 +71,22 @@ def estimate_moments(
 class OnlineSketch:
     """What is held of X [B, N] from forward to backward: a count sketch and, for every row, one or two norms.
 
-    k N + N + 2 B numbers in place of B N.  Make one with ``OnlineSketch.of``.
+    k N + N + 2 B numbers in place of B N; with an anchor, a second sketch in place of the means, and with a coded one
+    another B.  Make one with ``OnlineSketch.of``.
     """
 
     config: RMMConfig
     seed: Tensor
     x_sketch: Tensor
     mean: Tensor | None
+    residual: Tensor | None
     squares: Tensor
-    centred_squares: Tensor
+    kept_squares: Tensor
+    code_noise: Tensor | None
 
     @classmethod
-    def of(cls, x: Tensor, config: RMMConfig, seed: Tensor) -> OnlineSketch:
-        """Sketch ``x`` [B, N] to as many rows as ``config`` keeps.
+    def of(cls, x: Tensor, config: RMMConfig, seed: Tensor, anchor: Tensor | None = None) -> OnlineSketch:
+        """Sketch ``x`` [B, N] to as many rows as ``config`` keeps, and what is left of it where it is anchored.
 
         Raises:
             ValueError: If the variance of the config's family needs more than a, c and d.
@@ -95,10 +99,17 @@ class OnlineSketch:
             )
         size = config.sketch_size(x.shape[0])
         x_sketch = _FAMILY.apply(x, seed, size, workspace_bytes=config.workspace_bytes)
-        mean = column_means(x, config.workspace_bytes) if config.center else None
         squares = torch.cat([squared_norms(tile) for _, tile in tiles(x)])
-        centred = squares if mean is None else torch.cat([squared_norms(tile) for _, tile in tiles(x, mean)])
-        return cls(config, seed, x_sketch, mean, squares, centred)
+        if anchor is not None:
+            fitted = anchor_of(x, anchor, config)
+            kept = torch.cat([squared_norms(tile) for _, tile in residual_tiles(x, fitted)])
+            left = _residual_sketch(x_sketch, fitted, config, seed)
+            coded = get_codec(config.x0_codec).rounds_at_random
+            noise = code_noise(anchor, fitted.coefficients, str(config.x0_codec)) if coded else None
+            return cls(config, seed, x_sketch, None, left, squares, kept, noise)
+        mean = column_means(x, config.workspace_bytes) if config.center else None
+        kept = squares if mean is None else torch.cat([squared_norms(tile) for _, tile in tiles(x, mean)])
+        return cls(config, seed, x_sketch, mean, None, squares, kept, None)
 
     def measure(self, grad_output: Tensor) -> tuple[Moments, NoiseParts]:
         """Estimate the moments of X and Y, and the variance of the gradient's estimate, without bias.
@@ -118,15 +129,29 @@ class OnlineSketch:
 
         whole = moments_of(self.x_sketch, self.squares)
         kept, sketched = whole, self.x_sketch
-        if self.mean is not None:
-            draw = Draw(self.seed, size, workspace_bytes=self.config.workspace_bytes)
-            ones = _FAMILY.sketch_ones(num_rows, draw, self.mean.dtype)
-            sketched = torch.addr(self.x_sketch, ones, self.mean, alpha=-1.0)
-            kept = moments_of(sketched, self.centred_squares)
+        if self.residual is not None:
+            sketched = self.residual
+        elif self.mean is not None:
+            sketched = _less_mean(self.x_sketch, self.mean, num_rows, self.config, self.seed)
+        if sketched is not self.x_sketch:
+            kept = moments_of(sketched, self.kept_squares)
         variance = self.config.family.variance_of_moments(kept, num_rows, size)
         assert variance is not None  # checked when the sketch was made
         codec = get_codec(self.config.codec)
         rounding = torch.zeros_like(variance)
         if codec.rounds_at_random:
             rounding = codec.variance(sketched).sum(1, dtype=torch.float64).dot(squared_norms(y_sketch))
+        if self.code_noise is not None:
+            rounding = rounding + self.code_noise.dot(y_squares)
         return whole, NoiseParts(variance, rounding)
+
+
+def _less_mean(sketch: Tensor, mean: Tensor, num_rows: int, config: RMMConfig, seed: Tensor) -> Tensor:
+    draw = Draw(seed, sketch.shape[0], workspace_bytes=config.workspace_bytes)
+    return torch.addr(sketch, _FAMILY.sketch_ones(num_rows, draw, mean.dtype), mean, alpha=-1.0)
+
+
+def _residual_sketch(x_sketch: Tensor, fitted: Anchor, config: RMMConfig, seed: Tensor) -> Tensor:
+    x_0_sketch = _FAMILY.apply(fitted.x_0, seed, x_sketch.shape[0], workspace_bytes=config.workspace_bytes)
+    sketch = torch.addmm(x_sketch, x_0_sketch, fitted.coefficients, alpha=-1.0)
+    return sketch if fitted.mean is None else _less_mean(sketch, fitted.mean, fitted.x_0.shape[0], config, seed)

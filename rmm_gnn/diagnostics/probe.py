@@ -37,7 +37,7 @@ class NoiseRecord:
         gradient_square: |X^T Y|^2, the signal.
         sgd_variance: From the choice of samples (9); nan for a single row.
         sketch_variance: From S.
-        rounding_variance: From the codec.
+        rounding_variance: From the codecs.
         paper_rmm_variance: The paper's formula (11), which is wrong, for comparison.
         alignment: alpha (13).
         ratio_bound: The paper's bound (12) on the ratio, which does not hold, for comparison.
@@ -76,8 +76,8 @@ class GradientProbe:
 
     Give it a model and train as ever; every ``every``-th training forward pass is watched, in the model as it is: stock
     layers, converted ones, and models under ``compress_activations``.  A layer that keeps a sketch is judged by its own
-    config, one that keeps its input by ``config``.  No random number of PyTorch's generators is drawn, so a run with a
-    probe is the run without.
+    config, an anchored one by what is left to sketch; one that keeps its input by ``config``, which anchors nothing.
+    No random number of PyTorch's generators is drawn, so a run with a probe is the run without.
 
     *Memory.*  Records are kept for the newest ``max_records`` measurements only.  At a watched step, mode "exact" holds
     the input of every watched layer until its gradient has come, as stock layers do anyway; mode "sketch" never holds
@@ -191,12 +191,12 @@ class GradientProbe:
     def _measurement(self, product: Product, number: int) -> Callable[[Tensor], tuple[Moments, NoiseParts, int]]:
         """What is to be done with the gradient of a product's output; holds what it needs of X."""
         name, codec, config = product.name, product.codec, product.config or self.config
-        rows = product.rows
+        rows, anchor = product.rows, product.anchor_rows
         size = rows.shape[0] if codec is not None else config.sketch_size(rows.shape[0])
         seed = torch.full((), number, dtype=torch.int64, device=rows.device)
         if self.mode == "sketch" and codec is None:
             with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-                held = OnlineSketch.of(rows, config, seed)
+                held = OnlineSketch.of(rows, config, seed, anchor)
             return lambda gradient: (*held.measure(gradient), size)
         # Not of a layer: the family is judged by its norms, which such a product does not have.
         if product.config is None and codec is None and config.family.reads_row_norms:
@@ -204,17 +204,18 @@ class GradientProbe:
                 f"'config' must have a family that can judge layers which keep their input (got {config.family.name!r} "
                 f"for '{name}'). Convert the model first, or judge them by 'norm_sampling'."
             )
-        version, row_norms = rows._version, product.row_norms
+        inputs = [rows] if anchor is None else [rows, anchor]
+        versions, given = [tensor._version for tensor in inputs], {"row_norms": product.row_norms, "anchor": anchor}
 
         def measure(gradient: Tensor) -> tuple[Moments, NoiseParts, int]:
-            if rows._version != version:
+            if [tensor._version for tensor in inputs] != versions:
                 raise RuntimeError(
                     f"The input of '{name}' was changed in place after the layer had read it, so its noise "
                     "cannot be measured exactly. Use GradientProbe(mode='sketch')."
                 )
             if codec is not None:
                 return moments(rows, gradient), _code_noise(rows, gradient, codec), size
-            return moments(rows, gradient), noise_parts(rows, gradient, config, seed=seed, row_norms=row_norms), size
+            return moments(rows, gradient), noise_parts(rows, gradient, config, seed=seed, **given), size
 
         return measure
 

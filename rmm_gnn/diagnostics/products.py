@@ -30,6 +30,7 @@ class Product:
         codec: What X is stored in, whole; None where it is sketched or kept as it is.
         held: Whether X is kept by the caller in any case, so that nothing new is: then ``codec`` is "fp32".
         row_norms: What the rows of the sketch are drawn by, besides X; None where there are none.
+        anchor: The x_0, [*, N], whose linear fit is taken off X before it is sketched; None where none is.
     """
 
     name: str
@@ -39,11 +40,17 @@ class Product:
     codec: str | None = None
     held: bool = False
     row_norms: Tensor | None = None
+    anchor: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
         """X as a matrix [B, N] outside of the graph."""
         return self.x.detach().reshape(-1, self.x.shape[-1])
+
+    @property
+    def anchor_rows(self) -> Tensor | None:
+        """The anchor likewise."""
+        return None if self.anchor is None else self.anchor.detach().reshape(-1, self.anchor.shape[-1])
 
 
 class WatchProducts(TorchFunctionMode):
@@ -70,14 +77,13 @@ class WatchProducts(TorchFunctionMode):
         out = func(*args, **kwargs)
         read = _PRODUCTS.get(func)
         if read is not None:
-            found = read(*args, **kwargs)
-            name = None if found is None else self._name_of(found.weight)
-            if found is not None and name is not None and out.requires_grad and found.weight.requires_grad:
-                held = is_of_held(out)
-                config, codec, row_norms = found.config, found.codec, found.row_norms
-                if held:
-                    config, codec, row_norms = None, "fp32", None
-                self._on_product(Product(name, found.x, out, config, codec, held, row_norms))
+            for found in read(*args, **kwargs):
+                name = self._name_of(found.weight)
+                if name is not None and out.requires_grad and found.weight.requires_grad:
+                    kept = (found.config, found.codec, False, found.row_norms, found.anchor)
+                    if is_of_held(out):
+                        kept = (None, "fp32", True, None, None)
+                    self._on_product(Product(name, found.x, out, *kept))
         elif isinstance(out, Tensor) and out.dim() == 2 and out.requires_grad:
             made_of = {self._name_of(arg) for arg in args if isinstance(arg, Tensor)} - {None}
             if len(made_of) == 1 and not any(isinstance(arg, Tensor) and arg.dim() > 2 for arg in args):
@@ -109,39 +115,47 @@ class _Found:
     config: RMMConfig | None = None
     codec: str | None = None
     row_norms: Tensor | None = None
+    anchor: Tensor | None = None
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Any = None) -> _Found:
-    return _Found(input, weight)
+def _linear(input: Tensor, weight: Tensor, bias: Any = None) -> list[_Found]:
+    return [_Found(input, weight)]
 
 
-def _matmul(input: Tensor, other: Tensor, **_: Any) -> _Found | None:
-    return _Found(input, other) if other.dim() == 2 and input.dim() >= 2 else None
+def _matmul(input: Tensor, other: Tensor, **_: Any) -> list[_Found]:
+    return [_Found(input, other)] if other.dim() == 2 and input.dim() >= 2 else []
 
 
-def _mm(input: Tensor, mat2: Tensor, **_: Any) -> _Found:
-    return _Found(input, mat2)
+def _mm(input: Tensor, mat2: Tensor, **_: Any) -> list[_Found]:
+    return [_Found(input, mat2)]
 
 
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **_: Any) -> _Found:
-    return _Found(mat1, mat2)
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **_: Any) -> list[_Found]:
+    return [_Found(mat1, mat2)]
 
 
-def _sketched(function: Callable[..., Any], x: str, weight: str) -> Callable[..., _Found]:
+def _sketched(function: Callable[..., Any], x: str, weight: str) -> Callable[..., list[_Found]]:
     signature = inspect.signature(function)
 
-    def read(*args: Any, **kwargs: Any) -> _Found:
+    def read(*args: Any, **kwargs: Any) -> list[_Found]:
         given = signature.bind(*args, **kwargs).arguments
-        return _Found(given[x], given[weight], config=given["config"], row_norms=given.get("row_norms"))
+        return [_Found(given[x], given[weight], config=given["config"], row_norms=given.get("row_norms"))]
 
     return read
 
 
-def _shared(x: Tensor, weight: Tensor, *, codec: Any = "fp32", **_: Any) -> _Found:
-    return _Found(x, weight, codec=codec if isinstance(codec, str) else codec.spec)
+def _shared(x: Tensor, weight: Tensor, *, codec: Any = "fp32", **_: Any) -> list[_Found]:
+    return [_Found(x, weight, codec=codec if isinstance(codec, str) else codec.spec)]
 
 
-_PRODUCTS: dict[Any, Callable[..., _Found | None]] = {
+def _anchored(
+    x: Tensor, weight: Tensor, x_0: Tensor, weight_0: Tensor | None = None, *, config: RMMConfig, **_: Any
+) -> list[_Found]:
+    found = [_Found(x, weight, config=config, anchor=x_0)]
+    return found if weight_0 is None else [*found, *_shared(x_0, weight_0, codec=config.x0_codec)]
+
+
+_PRODUCTS: dict[Any, Callable[..., list[_Found]]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
     Tensor.addmm: _addmm,
@@ -153,4 +167,5 @@ _PRODUCTS: dict[Any, Callable[..., _Found | None]] = {
     lean.rmm_linear: _sketched(lean.rmm_linear, "x", "weight"),
     lean.addmm: _sketched(lean.addmm, "mat1", "mat2"),
     lean.shared_input_linear: _shared,
+    lean.anchored_linear: _anchored,
 }

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from rmm_gnn._validation import check_matrix, check_positive_int, check_row_norms, check_seed
-from rmm_gnn.codecs import Codec, get_codec
+from rmm_gnn.anchor import Anchor, code_noise, fit_anchor, residual
+from rmm_gnn.codecs import CAST_DTYPES, Codec, get_codec
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.control_variates import column_means
+from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.sketches import Draw
-from rmm_gnn.sketches.moments import moments, squared_norms
+from rmm_gnn.sketches.moments import moments, squared_norms, tiles
 
 
 class NoiseParts(NamedTuple):
@@ -30,7 +32,7 @@ class NoiseParts(NamedTuple):
 
     Attributes:
         sketch: From S, in closed form.
-        rounding: From the codec's random rounding of the sketch, on average over S.
+        rounding: From the codec's random rounding of the sketch, on average over S, and from that of an anchor.
     """
 
     sketch: Tensor
@@ -67,6 +69,7 @@ def rmm_variance(
     seed: int | Tensor = 0,
     num_draws: int = 1,
     row_norms: Tensor | None = None,  # [B]
+    anchor: Tensor | None = None,  # [B, N]
 ) -> Tensor:
     r"""Return :math:`E|\hat G - X^T Y|_F^2`, the variance that sketch and codec bring into the weight gradient.
 
@@ -75,6 +78,9 @@ def rmm_variance(
     S^T X and S^T Y; its mean over S has no closed form and is averaged over ``num_draws`` draws, each of which is right
     on average (one draw is off by a few per cent at a hundred sketch rows, less with more).  Both add, since rounding
     is unbiased given S.  The cast codecs round to nearest, which is no variance: for them this is the share of S.
+
+    For an anchored layer, ``functional.anchored_linear``, X is the residual of its fit.  The random rounding of a code
+    of x_0 adds :math:`\sum_i |y_i|^2 \sum_j \mathrm{Var}[x_{0ij}] |A_j|^2`.  For this, one more B x N matrix is formed.
 
     *Erratum.*  The paper's (11) is :func:`paper_rmm_variance`; the right one for its Gaussian S is (a + c)/k.
 
@@ -86,20 +92,25 @@ def rmm_variance(
         num_draws: Number of these draws.
         row_norms: What ``rmm_linear`` was given for ``importance_sampling``; without them, the variance is that of its
             first step.
+        anchor: The x_0 that the layer is anchored at; None if it is not.  ``config.anchor`` is not read, since only the
+            layer knows.
 
     Returns:
         A float64 scalar.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If shapes do not fit, the sketch family has no closed form, or makes no use of ``row_norms``.
+        ValueError: If shapes do not fit, the sketch family has no closed form or cannot be anchored, or makes no use of
+            ``row_norms``.
 
     Example:
         >>> x, grad_output = torch.ones(100, 3), torch.ones(100, 2)
         >>> float(rmm_variance(x, grad_output, RMMConfig(rate=0.1)))  # centring leaves nothing to sketch
         0.0
     """
-    parts = noise_parts(x, grad_output, config, seed=seed, num_draws=num_draws, row_norms=row_norms)
+    parts = noise_parts(
+        x, grad_output, config, seed=seed, num_draws=num_draws, row_norms=row_norms, anchor=anchor
+    )
     return parts.sketch + parts.rounding
 
 
@@ -111,6 +122,7 @@ def noise_parts(
     seed: int | Tensor = 0,
     num_draws: int = 1,
     row_norms: Tensor | None = None,  # [B]
+    anchor: Tensor | None = None,  # [B, N]
 ) -> NoiseParts:
     """Return the two summands of :func:`rmm_variance`; arguments, errors and cost are the same."""
     num_rows = _check_pair(x, grad_output, at_least=1)
@@ -118,7 +130,11 @@ def noise_parts(
     first = check_seed(seed, x.device)
     if row_norms is not None:
         check_row_norms(row_norms, x, config.family.name, reads=config.family.reads_row_norms)
-    mean = column_means(x, config.workspace_bytes) if config.center else None
+    if anchor is not None:
+        fitted = anchor_of(x, anchor, config)
+        x, mean = residual(x, fitted), None
+    else:
+        mean = column_means(x, config.workspace_bytes) if config.center else None
     sketch = config.family.variance(x, grad_output, config.sketch_size(num_rows), mean=mean, row_norms=row_norms)
     if sketch is None:
         raise ValueError(
@@ -126,11 +142,26 @@ def noise_parts(
             "Give its class a 'variance', or choose another family."
         )
     rounding = torch.zeros_like(sketch)
-    if not get_codec(config.codec).rounds_at_random:
-        return NoiseParts(sketch, rounding)
-    for draw in range(num_draws):
-        rounding += rounding_variance(x, grad_output, config, first + draw, mean, row_norms=row_norms)
-    return NoiseParts(sketch, rounding / num_draws)
+    if get_codec(config.codec).rounds_at_random:
+        for draw in range(num_draws):
+            rounding += rounding_variance(x, grad_output, config, first + draw, mean, row_norms=row_norms) / num_draws
+    if anchor is not None and get_codec(config.x0_codec).rounds_at_random:
+        norms = torch.cat([squared_norms(tile) for _, tile in tiles(grad_output)])
+        rounding += code_noise(anchor, fitted.coefficients, str(config.x0_codec)).dot(norms)
+    return NoiseParts(sketch, rounding)
+
+
+def anchor_of(x: Tensor, x_0: Tensor, config: RMMConfig) -> Anchor:
+    """Return the fit that an anchored layer makes of x [B, N] on x_0 [B, N], which bf16 and fp16 round to nearest."""
+    config.check_anchor()
+    check_matrix("anchor", x_0)
+    if x_0.shape != x.shape or accumulation_dtype(x_0.dtype) != accumulation_dtype(x.dtype):
+        raise ValueError(
+            f"'anchor' must have the shape and precision of 'x' (got {tuple(x_0.shape)} of {x_0.dtype}). "
+            "Pass the x_0 of the layer."
+        )
+    rounded = x_0.to(CAST_DTYPES.get(str(config.x0_codec)) or x_0.dtype)
+    return fit_anchor(x, rounded, center=config.center, workspace_bytes=config.workspace_bytes)
 
 
 def rounding_variance(
@@ -187,12 +218,19 @@ def rounding_variances(
     return [total * (size / read) for total in totals]
 
 
-def variance_ratio(x: Tensor, grad_output: Tensor, config: RMMConfig, *, seed: int | Tensor = 0) -> Tensor:
+def variance_ratio(
+    x: Tensor,
+    grad_output: Tensor,
+    config: RMMConfig,
+    *,
+    seed: int | Tensor = 0,
+    anchor: Tensor | None = None,
+) -> Tensor:
     """Return :func:`rmm_variance` over :func:`sgd_variance`: the noise that is added over the noise of the data.
 
     Arguments and errors are theirs.  Inf where the data bring none.
     """
-    return rmm_variance(x, grad_output, config, seed=seed) / sgd_variance(x, grad_output)
+    return rmm_variance(x, grad_output, config, seed=seed, anchor=anchor) / sgd_variance(x, grad_output)
 
 
 def alignment(x: Tensor, grad_output: Tensor) -> Tensor:  # [B, N], [B, M]
