@@ -79,7 +79,7 @@ def fit_anchor(x: Tensor, x_0: Tensor, *, center: bool, workspace_bytes: int) ->
         cross.addmm_(tile_0.T, tile)
     coefficients = _solve(gram.double(), cross.double()).to(dtype)
     if mean is not None and mean_0 is not None:
-        mean = mean - mean_0 @ coefficients
+        mean = mean - mean_0.to(dtype) @ coefficients
     return Anchor(x_0, coefficients, mean)
 
 

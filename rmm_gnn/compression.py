@@ -74,7 +74,8 @@ def compress(
     for start, stop, block in family.iter_blocks(x, draw):
         if anchor is not None:
             quarter = replace(draw, workspace_bytes=draw.workspace_bytes // 2)
-            block.addmm_(family.sketch_rows(anchor.x_0, quarter, start, stop), anchor.coefficients, alpha=-1.0)
+            rows = family.sketch_rows(anchor.x_0, quarter, start, stop).to(block.dtype)
+            block.addmm_(rows, anchor.coefficients, alpha=-1.0)
         if mean is not None and ones_sketch is not None:
             block.addr_(ones_sketch[start:stop], mean, alpha=-1.0)
         if marks is not None:

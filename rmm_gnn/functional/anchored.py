@@ -84,7 +84,7 @@ def anchored_linear(
         seed = draw_seed(x)
     codec = str(config.x0_codec)
     if seed is None or not (weight.requires_grad and torch.is_grad_enabled()) or x.numel() == 0:
-        if seed is not None and weight.requires_grad:
+        if seed is not None and weight.requires_grad and not torch.is_grad_enabled():
             out = torch.ops.rmm_gnn.exact_linear(x, weight, None, seed)
         else:
             out = F.linear(x, weight)
