@@ -77,7 +77,7 @@ def fit_anchor(x: Tensor, x_0: Tensor, *, center: bool, workspace_bytes: int) ->
             tile, tile_0 = tile - mean, tile_0 - mean_0
         gram.addmm_(tile_0.T, tile_0)
         cross.addmm_(tile_0.T, tile)
-    coefficients = _solve(gram.double(), cross.double()).to(dtype)
+    coefficients = _solve(gram.double(), cross.double()).to(dtype).contiguous()  # the solver's are column by column
     if mean is not None and mean_0 is not None:
         mean = mean - mean_0.to(dtype) @ coefficients
     return Anchor(x_0, coefficients, mean)

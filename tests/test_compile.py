@@ -7,7 +7,7 @@ a pass that merges equal calls.  So every model here has several layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ class Recurrent(Module):
 class Graph(Module):
     """Layers of PyG on a ring, converted."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: RMMConfig = CONFIG) -> None:
         super().__init__()
         self.embed = Linear(WIDTH, WIDTH)
         self.convs = torch.nn.ModuleList(
@@ -58,7 +58,7 @@ class Graph(Module):
         )
         nodes = torch.arange(ROWS)
         self.register_buffer("edges", torch.stack([nodes, (nodes + 1) % ROWS]))
-        convert_to_rmm(self, CONFIG)
+        convert_to_rmm(self, config)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x_0 = self.embed(x)
@@ -88,6 +88,7 @@ MODELS: dict[str, tuple[Callable[[], Module], int]] = {  # and how many sketches
     "attention": (Attention, 3),
     "recurrent": (Recurrent, 3),
     "graph": (Graph, 3),
+    "anchored graph": (lambda: Graph(replace(CONFIG, anchor=True)), 3),
 }
 
 

@@ -29,6 +29,7 @@ def test_defaults():
     assert config.workspace_bytes == 64 * 2**20 and config.backend == "auto"
     assert (config.norm_codec, config.act_codec, config.x0_codec) == ("int2", "int4", "fp32")
     assert config.norm_rate == 1.0
+    assert config.anchor is False
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_the_spec_carries_the_codec_with_its_settings():
     config = RMMConfig(codec=StochasticCodec(4, group_size=64, scale="fp32"))
     assert RMMConfig.from_spec(config.spec) == config
     # A linear layer does not read the codecs of other operators, and its operator does not carry them.
-    other = RMMConfig(codec=config.codec, norm_codec="int8", norm_rate=0.5, act_codec="int1", x0_codec="bf16")
+    other = dataclasses.replace(config, norm_codec="int8", norm_rate=0.5, act_codec="int1", x0_codec="bf16", anchor=True)
     assert other != config and other.spec == config.spec
 
 
@@ -150,6 +151,12 @@ def test_errors_of_a_codecs_settings_name_the_setting():
     ("settings", "error", "match"),
     [
         ({"rate": 0.0}, ValueError, r"'rate' must lie in \(0, 1\] \(got 0.0\)"),
+        ({"anchor": 1}, TypeError, "'anchor' must be True or False"),
+        (
+            {"anchor": True, "sketch": "norm_sampling"},
+            ValueError,
+            r"'sketch' must be a family that does not depend on the data where it is anchored \(got 'norm_sampling'\)",
+        ),
         ({"rate": 1.5}, ValueError, r"'rate' must lie in \(0, 1\]"),
         ({"rate": float("nan")}, ValueError, r"'rate' must lie in \(0, 1\]"),
         ({"rate": "0.1"}, TypeError, "'rate' must be a number"),

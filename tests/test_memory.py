@@ -68,6 +68,18 @@ grad_output = torch.randn(ROWS // 4, OUT)
 _, backward = rise(lambda: out.backward(grad_output))
 found["operator"] = [forward - config.saved_bytes(*wide.shape) - out.nbytes, backward]
 
+# Its anchored form: the fit reads some rows, the sketch is applied to x_0 as well, and no residual is formed.
+for dtype in (torch.float32, torch.bfloat16):
+    x, x_0 = (torch.randn(ROWS, COLUMNS).to(dtype) for _ in range(2))
+    weight = torch.randn(OUT, COLUMNS, dtype=dtype, requires_grad=True)
+    for name in ("count_sketch", "gaussian", "row_sampling"):
+        config = config_of(name)
+        lean.anchored_linear(x[:2048], weight, x_0[:2048], config=config).sum().backward()
+        out, forward = rise(lambda: lean.anchored_linear(x, weight, x_0, config=config))
+        grad_output = torch.randn(ROWS, OUT).to(dtype)
+        _, backward = rise(lambda: out.backward(grad_output))
+        found[f"anchored {name}-{dtype}"] = [forward - out.nbytes, backward]
+
 # The lean operators: their output, what they keep and the gradient of x are not transient.
 for dtype in (torch.float32, torch.bfloat16):
     x = torch.randn(ROWS, COLUMNS).to(dtype).requires_grad_()

@@ -18,9 +18,11 @@ def leaf(*shape):
 
 
 X, WEIGHT, BIAS, STATISTICS = leaf(20, 4), leaf(3, 4), leaf(3), (torch.zeros(4), torch.ones(4))
+X_0 = torch.rand(20, 4, generator=torch.Generator().manual_seed(9), requires_grad=True)
 KEPT = OPS.compress(X.detach(), SEED, SPEC)
 CODE = OPS.encode(X.detach(), "int2", SEED)
 G = torch.randn(20, 4)
+ANCHORED = OPS.anchored_linear(X.detach(), WEIGHT.detach(), X_0.detach(), None, [], "fp32", 1.0, SEED, SPEC)[1]
 
 
 def kept_by_norm(rate):
@@ -34,6 +36,9 @@ def kept_by_norm(rate):
         ("linear_of_kept", (X.detach(), WEIGHT, None, KEPT, SPEC)),
         ("addmm", (BIAS, X, leaf(4, 3), 0.5, 2.0, SEED, SPEC)),
         ("coded_linear", (X, WEIGHT, CODE, "int2", 0.5)),
+        ("anchored_linear", (X, WEIGHT, X_0, leaf(3, 4), CODE, "int2", 0.5, SEED, SPEC)),
+        ("anchored_linear", (X, WEIGHT, X_0, leaf(3, 4), [], "fp32", 0.5, SEED, SPEC)),
+        ("anchored_linear", (X.detach(), WEIGHT, X_0.detach(), None, [], "fp32", 1.0, SEED, SPEC)),
         ("relu", (X, None)),
         ("relu", (X, 0.1)),
         ("dropout", (X, 0.3, SEED)),
@@ -57,6 +62,8 @@ def test_forward(name, arguments):
         ("compress", (X.detach(), SEED, SPEC)),
         ("encode", (X.detach(), "int2", SEED)),
         ("coded_weight_grad", (torch.randn(20, 3), CODE, 4, "int2")),
+        ("anchored_weight_grads", (torch.randn(20, 3), ANCHORED, CODE, "int2", 4, SPEC)),
+        ("anchored_weight_grads", (torch.randn(20, 3), ANCHORED, [X_0.detach()], "fp32", 4, SPEC)),
         ("masked_grad", (G, OPS.relu(X.detach(), None)[1], 0.7, 0.0)),
         ("dropout_backward", (G, 0.3, SEED)),
         ("activation_backward", (G, OPS.activation(X.detach(), "silu", 0.0, "int4", SEED)[1], "int4")),

@@ -11,6 +11,7 @@ from torch_geometric.nn import GAT, GCN, GCN2Conv, GraphSAGE
 from rmm_gnn import RMMConfig, compress_activations, convert_to_rmm
 from rmm_gnn.codecs import get_codec
 from rmm_gnn.diagnostics import GradientProbe, alignment, rmm_variance, sgd_variance
+from rmm_gnn.functional import anchored_linear
 from tests.diagnostics.models import C, Expression, N
 
 CONFIG = RMMConfig(rate=0.2, codec="int4")
@@ -118,6 +119,48 @@ def test_a_coded_x_0_has_the_noise_of_its_rounding():
     per_row = get_codec("int2").variance(kept["x_0"]).sum(1)
     expected = (per_row * kept["gradient"].square().sum(1)).sum()
     assert records["convs.1.weight2"].rounding_variance == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("shared_weights", [True, False])
+@pytest.mark.parametrize("x0_codec", ["fp32", "int2"])
+def test_an_anchored_layer_has_the_noise_of_what_is_left_to_sketch(x0_codec, shared_weights):
+    config = RMMConfig(rate=0.2, anchor=True, x0_codec=x0_codec, codec="int4")
+    model = convert_to_rmm(TwoGCN2(shared_weights=shared_weights), config)
+    given = {}
+
+    def keep(module, args, out):
+        h = module.propagate(EDGES, x=args[0].detach(), edge_weight=None) * 0.5
+        given["x"], given["x_0"] = h + (0.5 * args[1].detach() if shared_weights else 0), args[1].detach()
+        out.register_hook(lambda gradient: given.update(gradient=gradient))
+
+    handle = model.convs[1].register_forward_hook(keep)
+    records = run(model, features())
+    handle.remove()
+    assert len(records) == 3 if shared_weights else 5
+    record = records["convs.1.weight1"]
+    expected = rmm_variance(given["x"], given["gradient"], config, anchor=given["x_0"], num_draws=20)
+    assert record.rmm_variance == pytest.approx(float(expected), rel=0.05)
+    assert record.rmm_variance < float(rmm_variance(given["x"], given["gradient"], config))
+    assert record.gradient_square == pytest.approx(float((given["x"].T @ given["gradient"]).square().sum()), rel=1e-3)
+    with GradientProbe(model, every=1, mode="sketch") as probe:
+        model(features()).square().mean().backward()
+    online = {found.layer: found for found in probe.records}["convs.1.weight1"]
+    assert online.sketch_variance == pytest.approx(record.sketch_variance, rel=0.25)
+    assert online.rounding_variance == pytest.approx(record.rounding_variance, rel=0.25)
+
+
+@pytest.mark.parametrize("changed", ["x", "x_0"])
+def test_an_input_or_anchor_changed_in_place_cannot_be_measured_exactly(changed):
+    given = {name: torch.randn(50, 8) for name in ("x", "x_0")}
+    weight = torch.nn.Parameter(torch.randn(3, 8))
+    config = RMMConfig(rate=0.2, x0_codec="int4")
+    model = Expression(lambda self, x, x_0: anchored_linear(x, self.weight, x_0, config=config))
+    model.weight = weight
+    with GradientProbe(model, every=1):
+        out = model(**given)
+        given[changed].mul_(2)
+        with pytest.raises(RuntimeError, match="changed in place after the layer had read it"):
+            out.sum().backward()
 
 
 @pytest.mark.parametrize("mode", ["exact", "sketch"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rmm_gnn import RMMConfig
+from rmm_gnn.anchor import fit_anchor, residual
 from rmm_gnn.codecs import get_codec
 from rmm_gnn.compression import compress, weight_grad
 from rmm_gnn.diagnostics import (
@@ -18,6 +19,7 @@ from rmm_gnn.diagnostics import (
     variance_ratio,
 )
 from rmm_gnn.diagnostics.variance import rounding_variance
+from rmm_gnn.functional import anchored_linear
 from rmm_gnn.sketches import CountSketch
 from tests.sketches.cases import CASES
 
@@ -145,6 +147,64 @@ def test_alignment_and_ratio():
     torch.testing.assert_close(variance_ratio(x, y, config), rmm_variance(x, y, config) / sgd_variance(x, y))
 
 
+# Anchored layers.
+
+
+def anchored():
+    """The pair above, with an x_0 that explains most of X."""
+    x, y = correlated()
+    mixing = torch.randn(5, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return x, y, (x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(6)).double()) @ mixing
+
+
+@cache
+def anchored_errors(config, num_seeds=NUM_SEEDS):
+    """|G - Y^T X|^2 of the anchored layer's own estimate, for every seed of sketch and of rounding."""
+    x, y, x_0 = anchored()
+    weight = torch.zeros(y.shape[1], x.shape[1], dtype=x.dtype, requires_grad=True)
+    found = []
+    torch.manual_seed(11)
+    for number in range(num_seeds):
+        x_0 = x_0.clone()  # whose code is not shared with that of the draw before
+        out = anchored_linear(x, weight, x_0, config=config, seed=1_000_003 * number + 17)
+        found.append((torch.autograd.grad(out, weight, y)[0] - y.T @ x).square().sum())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("name", ["count_sketch", "gaussian", "row_sampling", "block_rademacher"])
+def test_closed_form_of_an_anchored_layer_is_what_it_does_and_a_wrong_one_would_show(name, center):
+    x, y, x_0 = anchored()
+    config = RMMConfig(size=SIZE, sketch=CASES[name], center=center)
+    closed = rmm_variance(x, y, config, anchor=x_0)
+    assert z_score(anchored_errors(config), closed) < 5
+    assert z_score(anchored_errors(config), 1.5 * closed) > 5
+    assert z_score(anchored_errors(config), rmm_variance(x, y, config)) > 5
+    assert closed < 0.5 * rmm_variance(x, y, config)
+
+
+@pytest.mark.parametrize(
+    ("codec", "x0_codec"), [("fp32", "int1"), ("fp32", "int2"), ("int1", "int1"), ("int1", "fp32")]
+)
+def test_rounding_of_sketch_and_anchor_add_what_is_said(codec, x0_codec):
+    x, y, x_0 = anchored()
+    config = RMMConfig(size=24, codec=codec, x0_codec=x0_codec)
+    parts = noise_parts(x, y, config, num_draws=200, anchor=x_0)
+    errors = anchored_errors(config)
+    assert z_score(errors, parts.sketch + parts.rounding) < 5
+    if "int1" in (codec, x0_codec):  # where rounding is most of it, another share of it shows
+        assert z_score(errors, parts.sketch + 0.5 * parts.rounding) > 5
+
+
+def test_an_anchors_closed_form_is_the_familys_of_the_residual():
+    x, y, x_0 = anchored()
+    config = RMMConfig(size=SIZE, x0_codec="bf16")
+    rest = residual(x, fit_anchor(x, x_0.bfloat16(), center=True, workspace_bytes=2**20))
+    expected = config.family.variance(rest, y, SIZE)
+    torch.testing.assert_close(rmm_variance(x, y, config, anchor=x_0), expected)
+    torch.testing.assert_close(variance_ratio(x, y, config, anchor=x_0), expected / sgd_variance(x, y))
+
+
 # What the paper has wrong.
 
 
@@ -225,6 +285,17 @@ def test_a_family_without_closed_form_is_refused(monkeypatch):
         (lambda x, y: paper_rmm_variance(x, y, 0), ValueError, "'sketch_size' must be at least 1"),
         (lambda x, y: paper_ratio_bound(x, y, 0.5), TypeError, "'sketch_size' must be a whole number"),
         (lambda x, y: rmm_variance(x, y, RMMConfig(), num_draws=0), ValueError, "'num_draws' must be at least 1"),
+        (
+            lambda x, y: rmm_variance(x, y, RMMConfig(), anchor=x[1:]),
+            ValueError,
+            r"'anchor' must have the shape and precision of 'x' \(got \(31, 5\) of torch.float64\)",
+        ),
+        (lambda x, y: rmm_variance(x, y, RMMConfig(), anchor=x[0]), ValueError, "'anchor' must have two dimensions"),
+        (
+            lambda x, y: rmm_variance(x, y, RMMConfig(sketch="norm_sampling"), anchor=x),
+            ValueError,
+            "'sketch' must be a family that does not depend on the data",
+        ),
     ],
 )
 def test_errors(call, error, match):

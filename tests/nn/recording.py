@@ -22,8 +22,12 @@ class SeedRecorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.ops.rmm_gnn.linear.default:
             self.forward.append(int(args[3]))
+        elif func is torch.ops.rmm_gnn.anchored_linear.default:
+            self.forward.append(int(args[7]))
         elif func is torch.ops.rmm_gnn.linear_weight_grad.default:
             self.backward.append(int(args[2]))
+        elif func is torch.ops.rmm_gnn.anchored_weight_grads.default:
+            self.backward.append(int(args[1][0]))
         return func(*args, **(kwargs or {}))
 
 

@@ -127,8 +127,10 @@ def test_arguments_of_message_passing_are_passed_on():
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("shared_weights", [True, False])
 @pytest.mark.parametrize("depth", [{}, {"theta": 0.5, "layer": 2}], ids=["beta1", "theta"])
-def test_outputs_and_exact_gradients_are_those_of_pyg(layout, normalize, shared_weights, depth):
-    reference, layer = twins(normalize=normalize, shared_weights=shared_weights, **depth)
+@pytest.mark.parametrize("anchor", [False, True], ids=["plain", "anchored"])
+def test_outputs_and_exact_gradients_are_those_of_pyg(layout, normalize, shared_weights, depth, anchor):
+    config = RMMConfig(rate=0.25, anchor=anchor)
+    reference, layer = twins(config=config, normalize=normalize, shared_weights=shared_weights, **depth)
     adjacency = layout(torch.float64)
     x, x_0 = features()
     torch.testing.assert_close(layer(x, x_0, *adjacency), reference(x, x_0, *adjacency))
@@ -137,7 +139,7 @@ def test_outputs_and_exact_gradients_are_those_of_pyg(layout, normalize, shared_
     expected = gradients(reference, x, x_0, adjacency, exact[0])
     torch.testing.assert_close(gradients(layer, x, x_0, adjacency, exact[1]), expected)
 
-    layer.config = RMMConfig(rate=1.0)
+    layer.config = RMMConfig(rate=1.0, anchor=anchor)
     expected = gradients(reference, x, x_0, adjacency, [reference.weight1])
     torch.testing.assert_close(gradients(layer, x, x_0, adjacency, [layer.weight1]), expected)
     assert torch.equal(layer.eval()(x, x_0, *adjacency), reference.eval()(x, x_0, *adjacency))
@@ -204,9 +206,10 @@ def test_other_aggregations(aggr):
     torch.testing.assert_close(layer(x, x_0, graph()[0]), reference(x, x_0, graph()[0]))
 
 
+@pytest.mark.parametrize("anchor", [False, True], ids=["plain", "anchored"])
 @pytest.mark.parametrize("shared_weights", [True, False])
-def test_initial_features_may_have_more_rows_than_the_layer(shared_weights):
-    reference, layer = twins(shared_weights=shared_weights)
+def test_initial_features_may_have_more_rows_than_the_layer(shared_weights, anchor):
+    reference, layer = twins(shared_weights=shared_weights, config=RMMConfig(anchor=anchor))
     x, _ = features()
     x_0 = torch.randn(NODES + 7, CHANNELS, dtype=torch.float64, requires_grad=True)
     expected = gradients(reference, x, x_0, coo(torch.float64), [x, x_0])
@@ -215,8 +218,9 @@ def test_initial_features_may_have_more_rows_than_the_layer(shared_weights):
 
 @pytest.mark.parametrize("shared_weights", [True, False])
 @pytest.mark.parametrize("depth", [{}, {"theta": 0.5, "layer": 2}], ids=["beta1", "theta"])
-def test_gradient_of_the_first_weight_is_unbiased(shared_weights, depth):
-    config = RMMConfig(rate=0.5)
+@pytest.mark.parametrize("anchor", [{}, {"anchor": True}, {"anchor": True, "x0_codec": "int4"}], ids=str)
+def test_gradient_of_the_first_weight_is_unbiased(shared_weights, depth, anchor):
+    config = RMMConfig(rate=0.5, **anchor)
     reference, layer = twins(config=config, shared_weights=shared_weights, normalize=False, **depth)
     nodes = torch.arange(400)
     rows = torch.stack([nodes, (nodes + 1) % 400])  # each node and its neighbour on a ring
@@ -256,6 +260,37 @@ def test_saved_bytes_are_the_documented_ones(shared_weights, beta, inner):
 
     of_x_0 = [tensor for tensor in saved if tensor.layout == torch.strided and tensor.data_ptr() == x_0.data_ptr()]
     assert len(of_x_0) == (not shared_weights)
+
+
+@pytest.mark.parametrize("x0_codec", ["fp32", "int4"])
+@pytest.mark.parametrize("beta", [1.0, 0.25])
+@pytest.mark.parametrize("shared_weights", [True, False])
+def test_saved_bytes_with_an_anchor(shared_weights, beta, x0_codec):
+    """A fit of c x c, and x_0 or its code once for all layers, whether or not it has a weight of its own."""
+    config = RMMConfig(rate=0.1, codec="int8", x0_codec=x0_codec, anchor=True)
+    layers = [RMMGCN2Conv(CHANNELS, 0.3, shared_weights=shared_weights, config=config) for _ in range(3)]
+    nodes = 500
+    adjacency = torch.eye(nodes).to_sparse_csr()
+    x, x_0 = (torch.randn(nodes, CHANNELS, requires_grad=True) for _ in range(2))
+    with saved_tensors() as saved:
+        h = x
+        for layer in layers:
+            layer.normalize, layer.beta = False, beta
+            h = layer(h, x_0, adjacency)
+    kept = kept_storages(saved, besides=[*(p for layer in layers for p in layer.parameters()), x_0])
+    matrices = (beta != 1.0) * (1 if shared_weights else 2)  # else the parameters themselves serve
+    each = config.saved_bytes(nodes, CHANNELS) + (1 + matrices) * 4 * CHANNELS**2
+    assert sum(kept.values()) == 3 * each + (nodes * (CHANNELS // 2 + 4) if x0_codec == "int4" else 0)
+    assert any(tensor is x_0 for tensor in saved) == (x0_codec == "fp32")
+
+
+def test_a_frozen_first_weight_leaves_nothing_to_anchor():
+    layer = RMMGCN2Conv(CHANNELS, 0.3, normalize=False, config=RMMConfig(anchor=True))
+    layer.weight1.requires_grad_(False)
+    x, x_0 = features(torch.float32)
+    with saved_tensors() as saved:
+        layer(x, x_0, *torch_csr(torch.float32))
+    assert not any(tensor is x_0 for tensor in saved)
 
 
 def test_pyg_keeps_two_matrices_where_ours_keeps_none():
@@ -338,8 +373,9 @@ def test_both_layers_draw_the_same_initial_weights():
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_copies_train_on_their_own(duplicate):
-    _, layer = twins(config=RMMConfig(rate=0.5, sketch="rademacher"), cached=True)
+@pytest.mark.parametrize("anchor", [False, True], ids=["plain", "anchored"])
+def test_copies_train_on_their_own(duplicate, anchor):
+    _, layer = twins(config=RMMConfig(rate=0.5, sketch="rademacher", anchor=anchor), cached=True)
     x, x_0 = features()
     layer(x, x_0, *coo(torch.float64))
     clone = duplicate(layer)
@@ -356,6 +392,7 @@ def test_copies_train_on_their_own(duplicate):
         ({"rate": 0.1}, "RMMGCN2Conv(16, alpha=0.1, beta=1.0, rate=0.1)"),
         ({"theta": 0.5, "layer": 1}, "RMMGCN2Conv(16, alpha=0.1, beta=0.4054651081081644, rate=0.1)"),
         ({"sketch": "sors"}, "RMMGCN2Conv(16, alpha=0.1, beta=1.0, rate=0.1, sketch='sors')"),
+        ({"config": RMMConfig(anchor=True)}, "RMMGCN2Conv(16, alpha=0.1, beta=1.0, rate=0.1, anchor=True)"),
     ],
 )
 def test_repr_is_that_of_pyg_with_the_config(settings, shown):
@@ -374,15 +411,17 @@ def test_wrong_settings_raise_in_the_constructor():
         RMMGCN2Conv(4, 0.1, None, None, True, False, True, True, RMMConfig())
 
 
+@pytest.mark.parametrize("anchor", [False, True], ids=["plain", "anchored"])
 @pytest.mark.parametrize("block", ["res+", "res", "dense", "plain"])
-def test_deep_gcn_layer_with_checkpointing_gives_the_gradients_without(block):
+def test_deep_gcn_layer_with_checkpointing_gives_the_gradients_without(block, anchor):
+    config = RMMConfig(rate=0.25, anchor=anchor)
     # PyG checkpoints reentrantly: the first pass runs without grad, the recomputation must redraw the same S.
     results = []
     for checkpointed in (False, True):
         torch.manual_seed(0)
         layers = [
             DeepGCNLayer(
-                RMMGCN2Conv(CHANNELS, 0.3, shared_weights=False, rate=0.25), block=block, ckpt_grad=checkpointed
+                RMMGCN2Conv(CHANNELS, 0.3, shared_weights=False, config=config), block=block, ckpt_grad=checkpointed
             )
             for _ in range(1 if block == "dense" else 2)
         ]
@@ -404,10 +443,12 @@ def test_deep_gcn_layer_with_checkpointing_gives_the_gradients_without(block):
         torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-3)
 
 
-def test_under_autocast_all_layers_share_one_x_0():
+@pytest.mark.parametrize("anchor", [False, True], ids=["plain", "anchored"])
+def test_under_autocast_all_layers_share_one_x_0(anchor):
     """PyG's layer keeps a converted copy of the scaled x_0 in each; ours refers to the one that the model holds."""
     torch.manual_seed(0)
-    convs = [RMMGCN2Conv(8, 0.5, shared_weights=False, normalize=False, rate=0.1) for _ in range(4)]
+    config = RMMConfig(rate=0.1, anchor=anchor)
+    convs = [RMMGCN2Conv(8, 0.5, shared_weights=False, normalize=False, config=config) for _ in range(4)]
     edges = torch.arange(100).repeat(2, 1)
     x_0 = torch.randn(100, 8, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16), saved_tensors() as saved:

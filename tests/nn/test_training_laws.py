@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -51,9 +51,9 @@ class Case:
         return torch.autograd.grad(self.call(layer, x).square().sum(), self.weight_of(layer))[0]
 
 
-def gcn2(**arguments) -> Case:
+def gcn2(config: RMMConfig = CONFIG, **arguments) -> Case:
     def make() -> Module:
-        return RMMGCN2Conv(CHANNELS, 0.3, **{"normalize": False, "config": CONFIG, **arguments})
+        return RMMGCN2Conv(CHANNELS, 0.3, normalize=False, config=config, **arguments)
 
     return Case(make, "weight1", graph=True)
 
@@ -65,6 +65,8 @@ CASES = {
     "gcn2_star": gcn2(theta=0.5, layer=1, shared_weights=False),
     "importance": Case(lambda: RMMLinear(CHANNELS, CHANNELS, config=IMPORTANCE)),
     "gcn2_importance": gcn2(config=IMPORTANCE),
+    "gcn2_anchored": gcn2(replace(CONFIG, anchor=True, x0_codec="int4")),
+    "gcn2_star_anchored": gcn2(replace(CONFIG, anchor=True), theta=0.5, layer=1, shared_weights=False),
 }
 
 
@@ -202,7 +204,7 @@ def test_the_input_may_be_changed_in_place_after_the_call(case, x):
     assert torch.equal(torch.autograd.grad(out.square().sum(), case.weight_of(layer))[0], expected)
 
 
-@pytest.mark.parametrize("name", ["linear", "torch_linear", "gcn2"])
+@pytest.mark.parametrize("name", ["linear", "torch_linear", "gcn2", "gcn2_anchored"])
 def test_changing_the_weight_in_place_raises(name):
     case = CASES[name]
     layer = case.make()
@@ -230,7 +232,7 @@ def test_gcn2_with_an_identity_mapping_keeps_the_matrix_it_multiplied_with():
 @pytest.mark.parametrize("center", [True, False])
 def test_inf_and_nan_reach_the_weight_gradient(case, x, value, sketch, center):
     layer = case.make()
-    layer.config = RMMConfig(rate=0.1, sketch=sketch, center=center)
+    layer.config = replace(layer.config, rate=0.1, sketch=sketch, center=center)
     for row in (0, 17):
         spoilt = x.clone()
         spoilt[row, 3] = value
