@@ -165,7 +165,7 @@ class RMMConfig:
     def from_dict(settings: Mapping[str, Any]) -> RMMConfig:
         """Rebuild the config that ``to_dict`` gave, from a record for instance."""
         sketch = from_spec(json.dumps(settings["sketch"]))
-        settings = {"norm_rate": 1.0, **settings}  # older records lack it
+        settings = {"norm_rate": 1.0, "anchor": False, **settings}  # older records lack them
         return RMMConfig(sketch=sketch, **{name: settings[name] for name in _PLAIN_FIELDS})
 
     def extra_repr(self) -> str:

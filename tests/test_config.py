@@ -120,7 +120,9 @@ def test_the_spec_carries_the_codec_with_its_settings():
     config = RMMConfig(codec=StochasticCodec(4, group_size=64, scale="fp32"))
     assert RMMConfig.from_spec(config.spec) == config
     # A linear layer does not read the codecs of other operators, and its operator does not carry them.
-    other = dataclasses.replace(config, norm_codec="int8", norm_rate=0.5, act_codec="int1", x0_codec="bf16", anchor=True)
+    other = dataclasses.replace(
+        config, norm_codec="int8", norm_rate=0.5, act_codec="int1", x0_codec="bf16", anchor=True
+    )
     assert other != config and other.spec == config.spec
 
 

@@ -2,7 +2,8 @@
 
 Counted is one block of GCN2 (convolution, BatchNorm, residual, ReLU, dropout) between the first and the last Linear, in
 fp32, with the one-byte dropout mask of CUDA.  x_0, where a method keeps it once for all layers, is shared out among
-them.  Not counted: adjacency and parameters, and what does not grow with the nodes (column means, seeds, statistics).
+them.  Not counted: adjacency and parameters, and what does not grow with the nodes (column means, seeds, statistics,
+fits on x_0).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Block:
     Attributes:
         channels: C.
         layers: Blocks that share x_0.
-        shared_weights: Whether a convolution has one weight for both terms, and so no use for x_0 in backward.
+        shared_weights: Whether a convolution has one weight for both terms, and so no use for x_0 in backward, unless
+            its sketch is anchored there.
         dropout: Whether dropout acts.
         mask_bytes: Bytes an entry of PyTorch's dropout mask takes: 1 on CUDA, 4 on CPU.
     """
@@ -73,15 +75,23 @@ def stock(block: Block) -> float:
     return products + 2 * block.unit + block.dropout_mask
 
 
-def rmm(block: Block, rate: float, codec: str) -> float:
+def rmm(block: Block, rate: float, codec: str, anchor: bool = False) -> float:
     """Randomised products only: a sketch of the input of ``weight1``, x_0 itself once; the rest is stock."""
-    return _products(block, rate, codec, "fp32") + 2 * block.unit + block.dropout_mask
+    return _products(block, rate, codec, "fp32", anchor) + 2 * block.unit + block.dropout_mask
 
 
-def rmm_lean(block: Block, rate: float, codec: str, norm_codec: str, x0_codec: str, norm_rate: float = 1.0) -> float:
+def rmm_lean(
+    block: Block,
+    rate: float,
+    codec: str,
+    norm_codec: str,
+    x0_codec: str,
+    norm_rate: float = 1.0,
+    anchor: bool = False,
+) -> float:
     """The whole model: also BatchNorm's input coded, one bit for ReLU; dropout's mask comes back from its seed."""
     norm = norm_rate * row_bytes(norm_codec, block.channels)
-    return _products(block, rate, codec, x0_codec) + norm + block.bit_mask
+    return _products(block, rate, codec, x0_codec, anchor) + norm + block.bit_mask
 
 
 def exact(block: Block, rate: float, bits: int) -> float:
@@ -98,6 +108,6 @@ def checkpoint(block: Block) -> float:
     return block.unit + block.unit / block.layers
 
 
-def _products(block: Block, rate: float, codec: str, x0_codec: str) -> float:
-    x_0 = 0.0 if block.shared_weights else row_bytes(x0_codec, block.channels) / block.layers
+def _products(block: Block, rate: float, codec: str, x0_codec: str, anchor: bool) -> float:
+    x_0 = row_bytes(x0_codec, block.channels) / block.layers if anchor or not block.shared_weights else 0.0
     return rate * row_bytes(codec, block.channels) + x_0

@@ -70,6 +70,12 @@ class Sweep:
     x0_codec: tuple[str, ...] = _option(
         ("fp32",), "how rmm-lean stores x_0 for the convolutions, one row each; fp32: as it is", nargs="+"
     )
+    anchor: tuple[str, ...] = _option(
+        ("off",),
+        "sketch the convolutions' features less their linear fit on x_0 (rmm and rmm-lean); both: a row each",
+        nargs="+",
+        choices=("on", "off"),
+    )
     exact_bits: tuple[int, ...] = _option(
         (2,), "bits exact stores a value in, one row each", nargs="+", type=int, choices=(1, 2, 4, 8)
     )
@@ -187,7 +193,8 @@ class Sweep:
                 row = {"method": name, **dict.fromkeys(AXES), **dict(zip(values, combination, strict=True))}
                 if row["adaptive"] != "rate":
                     row["noise_target"] = None
-                rows.append(row | {"center": None if row["center"] is None else row["center"] == "on"})
+                switches = ("center", "anchor")
+                rows.append(row | {name: None if row[name] is None else row[name] == "on" for name in switches})
         return rows
 
 

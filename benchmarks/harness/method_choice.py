@@ -8,7 +8,8 @@ from typing import Any
 from benchmarks.harness.methods import METHODS
 
 AXES = (
-    "sketch", "rate", "center", "codec", "norm_codec", "norm_rate", "x0_codec", "exact_bits", "budget", "adaptive",
+    "sketch", "rate", "center", "codec", "norm_codec", "norm_rate", "x0_codec", "anchor", "exact_bits", "budget",
+    "adaptive",
     "noise_target",
 )  # fmt: skip
 SYNTAX = "NAME[:SETTING=VALUE,...]"

@@ -85,7 +85,7 @@ def _rmm_config(run: RunConfig) -> RMMConfig:
     from rmm_gnn import RMMConfig
 
     assert run.sketch is not None  # as in every row of a method that uses a sketch
-    names = ("rate", "center", "codec", "norm_codec", "norm_rate", "x0_codec")
+    names = ("rate", "center", "codec", "norm_codec", "norm_rate", "x0_codec", "anchor")
     given: dict[str, Any] = {name: getattr(run, name) for name in names if getattr(run, name) is not None}
     return RMMConfig(sketch=parse_sketch(run.sketch), **given)
 
@@ -180,21 +180,21 @@ METHODS: dict[str, Method] = {
         Method(
             "rmm",
             prepare=_prepare_rmm,
-            axes=(*_SKETCH_AXES, "adaptive", "noise_target"),
+            axes=(*_SKETCH_AXES, "anchor", "adaptive", "noise_target"),
             check=_rmm_config,
             describe=lambda run: _rmm_config(run).to_dict(),
-            theory=lambda block, run: accounting.rmm(block, *_settings(run, "rate", "codec")),
+            theory=lambda block, run: accounting.rmm(block, *_settings(run, "rate", "codec", "anchor")),
             note="rmm: randomised products, everything else stock.",
         ),
         Method(
             "rmm-lean",
             prepare=_prepare_lean,
-            axes=(*_SKETCH_AXES, "norm_codec", "norm_rate", "x0_codec", "adaptive", "noise_target"),
+            axes=(*_SKETCH_AXES, "norm_codec", "norm_rate", "x0_codec", "anchor", "adaptive", "noise_target"),
             context=_lean_context,
             check=_rmm_config,
             describe=lambda run: _rmm_config(run).to_dict(),
             theory=lambda block, run: accounting.rmm_lean(
-                block, *_settings(run, "rate", "codec", "norm_codec", "x0_codec", "norm_rate")
+                block, *_settings(run, "rate", "codec", "norm_codec", "x0_codec", "norm_rate", "anchor")
             ),
             note="rmm-lean: randomised products, and lean BatchNorm, ReLU and dropout (norm: BatchNorm's input).",
         ),

@@ -46,6 +46,8 @@ def _settings(records: Sequence[Record]) -> str | None:
             "Sketches are centred unless said otherwise: the column means are subtracted first, their exact term is "
             "added back. The word after a rate says how it is stored (fp32: as it is)."
         )
+    if any(config.get("anchor") for config in configs):
+        parts.append("Anchored: what is sketched is the residual of a linear fit on x_0, whose term is added back.")
     return " ".join(parts) or None
 
 

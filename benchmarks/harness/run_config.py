@@ -25,6 +25,7 @@ class RunConfig:
     norm_codec: str | None
     norm_rate: float | None
     x0_codec: str | None
+    anchor: bool | None
     exact_bits: int | None
     budget: str | None
     adaptive: str | None
@@ -49,8 +50,11 @@ class RunConfig:
     def key(self) -> str:
         """Sixteen hexadecimal digits that identify the run in ``records.jsonl``."""
         values = asdict(self)
-        if self.norm_rate in (None, 1.0):  # runs recorded before there was this setting keep their keys
+        # Runs recorded before there were these settings keep their keys.
+        if self.norm_rate in (None, 1.0):
             del values["norm_rate"]
+        if not self.anchor:
+            del values["anchor"]
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -62,6 +66,8 @@ class RunConfig:
             first += ["of features", f"int{self.exact_bits}"]
         if self.center is False:
             first.append("uncentred")
+        if self.anchor:
+            first.append("anchored")
         parts = [" ".join(part for part in first if part is not None)]
         rows = "" if self.norm_rate in (None, 1.0) else f"{self.norm_rate:g} "
         parts += [f"norm {rows}{self.norm_codec}"] if self.norm_codec is not None else []

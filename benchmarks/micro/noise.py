@@ -3,6 +3,7 @@
 
     python benchmarks/micro/noise.py --root DIR --epochs 5 60        # the ogbn-arxiv graph, early and late
     python benchmarks/micro/noise.py --dataset digits --layers 2     # embedded data, seconds
+    python benchmarks/micro/noise.py --root DIR --anchor --rate 0.1  # with the linear fit on x_0 taken off, too
 
 Trains the baseline, takes the input X of the first and the last convolution's weight and the gradient Y of its output
 at the given epochs, and computes E|G - Y^T X|^2 / |Y^T X|^2 in closed form; the rounding of the int codecs from a
@@ -17,36 +18,32 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 # First on the path, so that the script runs from a checkout whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.harness import environment
-from benchmarks.harness.config import resolve
 from benchmarks.harness.datasets import load
-from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.methods import parse_sketch
-from benchmarks.harness.task import Task
-from benchmarks.harness.train import build_model
-from rmm_gnn import RMMConfig
+from benchmarks.micro.captured import Captured, capture
+from rmm_gnn import RMMConfig, Sketch
+from rmm_gnn.anchor import fit_anchor, residual
 from rmm_gnn.codecs import get_codec
 from rmm_gnn.control_variates import column_means
 from rmm_gnn.diagnostics import sgd_variance
-from rmm_gnn.diagnostics.products import Product, WatchProducts
-from rmm_gnn.diagnostics.variance import rounding_variance
+from rmm_gnn.diagnostics.variance import rounding_variances
 from rmm_gnn.sketches import FAMILIES
 
 # Sketch rows from which rounding is measured: making a row of a dense sketch costs a pass over X.
-_SAMPLED_ROWS = {"count_sketch": 4096, "row_sampling": 4096, "norm_sampling": 4096, "importance_sampling": 4096}
-_FEW_ROWS = 64
+_DENSE = {"gaussian", "rademacher", "block_rademacher", "sors"}
+_MANY_ROWS, _FEW_ROWS = 4096, 64
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ class Point:
         layer: Name of the weight.
         sketch: Family, with settings.
         center: Whether the column means are subtracted first.
+        anchor: Whether the linear fit on x_0 is, too.
         codec: How the sketch is stored.
         rate: Share of rows kept.
         share: Bytes kept over those of X.
@@ -68,6 +66,7 @@ class Point:
     layer: str
     sketch: str
     center: bool
+    anchor: bool
     codec: str
     rate: float
     share: float
@@ -75,78 +74,53 @@ class Point:
 
     @property
     def label(self) -> str:
-        return f"{self.sketch} {self.codec}" + ("" if self.center else ", uncentred")
-
-
-def capture(
-    dataset: NodeDataset, epochs: Sequence[int], layers: int, hidden: int, seed: int
-) -> Iterator[tuple[int, str, Tensor, Tensor, Tensor | None]]:
-    """Train; at every epoch in `epochs`, yield what is known of the first and the last convolution.
-
-    The epoch, the weight's name, X, Y, and the norms that the rows of Y had an epoch before.
-    """
-    given = {"method": ("baseline",), "layers": layers, "hidden": hidden, "epochs": max(epochs), "seed": seed}
-    run = resolve({"dataset": dataset.name, **given}).expand("", str(dataset.x.device))[0]
-    task = Task.of(dataset, dataset.split_for(seed).to(dataset.x.device))
-    model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
-    watched = {model.get_parameter(f"convs.{index}.weight1"): f"convs.{index}" for index in sorted({0, layers - 1})}
-    optimizer = torch.optim.Adam(model.parameters(), lr=run.lr)
-    norms: dict[str, Tensor] = {}
-    for epoch in tqdm(range(1, max(epochs) + 1), desc="training", unit="epoch", file=sys.stderr):
-        seen: list[tuple[Product, list[Tensor]]] = []
-        optimizer.zero_grad(set_to_none=True)
-        if epoch in epochs or epoch + 1 in epochs:
-            with WatchProducts(watched, partial(_note, seen)):
-                loss = task.loss_fn(model(*task.inputs))
-        else:
-            loss = task.loss_fn(model(*task.inputs))
-        loss.backward()
-        for product, gradient in seen:
-            if epoch in epochs:
-                yield epoch, product.name, product.rows, gradient[0], norms.get(product.name)
-            norms[product.name] = torch.linalg.vector_norm(gradient[0], dim=1)
-        nn.utils.clip_grad_norm_(model.parameters(), run.clip)
-        optimizer.step()
-
-
-def _note(seen: list[tuple[Product, list[Tensor]]], product: Product) -> None:
-    gradient: list[Tensor] = []
-    product.out.register_hook(gradient.append)
-    seen.append((product, gradient))
+        return f"{self.sketch} {self.codec}" + (", anchored" if self.anchor else "" if self.center else ", uncentred")
 
 
 def measure(
-    x: Tensor,
-    y: Tensor,
-    epoch: int,
-    layer: str,
-    sketches: Sequence[str],
-    codecs: Sequence[str],
-    rates: Sequence[float],
-    row_norms: Tensor | None = None,
+    seen: Captured, sketches: Sequence[str], codecs: Sequence[str], rates: Sequence[float], *, anchor: bool = False
 ) -> Iterator[Point]:
-    """Yield the noise of every combination for one layer."""
+    """Yield the noise of every combination for one layer, with ``anchor`` also of the residual of the fit on x_0.
+
+    Families that depend on the data cannot be anchored, and are left out there.
+    """
+    x, y = seen.x, seen.y
     signal = float((x.T @ y).double().square().sum())
     whole = x.shape[1] * x.element_size() * x.shape[0]
     means = column_means(x, RMMConfig().workspace_bytes)
+    # What is sketched, and the row that is subtracted from it first.
+    ways: list[tuple[Tensor, Tensor | None, bool]] = [(x, means, False), (x, None, False)]
+    fit_bytes = 0
+    if anchor:
+        fitted = fit_anchor(x, seen.x_0, center=True, workspace_bytes=RMMConfig().workspace_bytes)
+        ways.append((residual(x, fitted), None, True))
+        fit_bytes = fitted.coefficients.nbytes
     seed = torch.zeros((), dtype=torch.int64, device=x.device)
-    for sketch in sketches:
+    for (rows, mean, anchored), sketch in itertools.product(ways, sketches):
         family = parse_sketch(sketch)
-        norms = row_norms if family.reads_row_norms else None
-        for mean in (means, None):
-            for rate in rates:
-                size = RMMConfig(rate=rate).sketch_size(x.shape[0])
-                variance = family.variance(x, y, size, mean=mean, row_norms=norms)
-                assert variance is not None
-                for codec in codecs:
-                    config = RMMConfig(rate=rate, sketch=family, codec=codec, center=mean is not None)
-                    rounding = 0.0
-                    if get_codec(codec).rounds_at_random:
-                        rows = _SAMPLED_ROWS.get(family.name, _FEW_ROWS)
-                        rounding = float(rounding_variance(x, y, config, seed, mean, rows, norms))
-                    share = config.saved_bytes(*x.shape, x.dtype) / whole
-                    noise = (float(variance) + rounding) / signal
-                    yield Point(epoch, layer, sketch, mean is not None, codec, rate, share, noise)
+        if anchored and depends_on_data(family):
+            continue
+        norms = seen.row_norms if family.reads_row_norms else None
+        for rate in rates:
+            size = RMMConfig(rate=rate).sketch_size(x.shape[0])
+            variance = family.variance(rows, y, size, mean=mean, row_norms=norms)
+            assert variance is not None
+            config = RMMConfig(rate=rate, sketch=family, center=mean is not None)
+            coded = [codec for codec in codecs if get_codec(codec).rounds_at_random]
+            limit = _FEW_ROWS if family.name in _DENSE else _MANY_ROWS
+            found = rounding_variances(rows, y, config, coded, seed, mean, limit, norms) if coded else []
+            rounding = dict(zip(coded, map(float, found), strict=True))
+            for codec in codecs:
+                centred = anchored or mean is not None
+                kept = replace(config, codec=codec, center=centred).saved_bytes(*x.shape, x.dtype)
+                share = (kept + anchored * fit_bytes) / whole
+                noise = (float(variance) + rounding.get(codec, 0.0)) / signal
+                yield Point(seen.epoch, seen.layer, sketch, centred, anchored, codec, rate, share, noise)
+
+
+def depends_on_data(family: Sketch) -> bool:
+    """Whether S depends on more than the seed."""
+    return bool(family.empty_state(1, 1, torch.float32, torch.device("meta")))
 
 
 def format_table(points: Sequence[Point], data_noise: dict[tuple[int, str], float]) -> str:
@@ -178,7 +152,7 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
     handles = {}
     for place, panel in zip(places, panels[0], strict=True):
         here = [point for point in points if (point.epoch, point.layer) == place]
-        for label in dict.fromkeys(point.label for point in here if point.center):
+        for label in dict.fromkeys(point.label for point in here if point.center and not point.anchor):
             line = [point for point in here if point.label == label]
             colour = f"C{families.index(line[0].sketch)}"
             (handle,) = panel.plot(
@@ -224,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rate", type=float, nargs="+", default=[1.0, 0.5, 0.2, 0.1, 0.05, 0.02], help="shares of rows"
     )
+    parser.add_argument("--anchor", action="store_true", help="also sketch the residual of the fit on x_0")
     parser.add_argument("--seed", type=int, default=0, help="of weights and dropout")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
     parser.add_argument("--out", default="runs/noise", help="folder for results")
@@ -245,11 +220,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     points: list[Point] = []
     data_noise: dict[tuple[int, str], float] = {}
-    for epoch, layer, x, y, norms in capture(dataset, given.epochs, given.layers, given.hidden, given.seed):
-        data_noise[epoch, layer] = float(sgd_variance(x, y) / (x.T @ y).double().square().sum())
-        found = measure(x, y, epoch, layer, given.sketch, given.codec, given.rate, norms)
-        total = 2 * len(given.sketch) * len(given.rate) * len(given.codec)
-        points += tqdm(found, total=total, desc=f"{layer}, epoch {epoch}", file=sys.stderr)
+    for seen in capture(dataset, given.epochs, given.layers, given.hidden, given.seed):
+        signal = (seen.x.T @ seen.y).double().square().sum()
+        data_noise[seen.epoch, seen.layer] = float(sgd_variance(seen.x, seen.y) / signal)
+        found = measure(seen, given.sketch, given.codec, given.rate, anchor=given.anchor)
+        anchored = [name for name in given.sketch if not depends_on_data(parse_sketch(name))] if given.anchor else []
+        total = (2 * len(given.sketch) + len(anchored)) * len(given.rate) * len(given.codec)
+        points += tqdm(found, total=total, desc=f"{seen.layer}, epoch {seen.epoch}", file=sys.stderr)
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     title = f"{dataset.title}: GCN2, {given.layers} layers of {given.hidden}"

@@ -108,9 +108,7 @@ def rmm_variance(
         >>> float(rmm_variance(x, grad_output, RMMConfig(rate=0.1)))  # centring leaves nothing to sketch
         0.0
     """
-    parts = noise_parts(
-        x, grad_output, config, seed=seed, num_draws=num_draws, row_norms=row_norms, anchor=anchor
-    )
+    parts = noise_parts(x, grad_output, config, seed=seed, num_draws=num_draws, row_norms=row_norms, anchor=anchor)
     return parts.sketch + parts.rounding
 
 

@@ -148,6 +148,11 @@ def test_a_method_gets_the_settings_it_has():
         "method": tuple(METHODS), "rate": (0.125,), "center": ("on", "off"), "codec": ("int8",), "x0_codec": ("int4",),
         "exact_bits": (1, 2), "runs": 1,
     }  # fmt: skip
+    anchored = resolve({"method": ("rmm-lean",), "anchor": ("off", "on"), "runs": 1}).expand("", "cpu")
+    assert [run.label for run in anchored] == [
+        "rmm-lean count_sketch 0.1 fp32, norm int2, x0 fp32",
+        "rmm-lean count_sketch 0.1 fp32 anchored, norm int2, x0 fp32",
+    ]
     runs = resolve(given).expand("", "cpu")
     assert [run.label for run in runs] == [
         "baseline",
@@ -225,6 +230,8 @@ def test_the_share_of_rows_of_batch_norm_is_a_setting_and_the_default_keeps_keys
         ("rmm:rate=much", "'rate' must be a number \\(got 'much'"),
         ("exact:exact-bits=3", "'exact_bits' must be one of 1, 2, 4, 8"),
         ("rmm:center=maybe", "'center' must be one of on, off"),
+        ("rmm:anchor=1", "'anchor' must be one of on, off"),
+        ("rmm-plan:anchor=on", "settings of rmm-plan"),
     ],
 )
 def test_a_method_that_cannot_be_read_is_refused(method, match):
