@@ -64,11 +64,12 @@ def test_spec_round_trip_copy_and_pickle(sketch):
     assert config.to_dict()["sketch"]["name"] == config.family.name
 
 
-def test_records_carry_the_share_of_rows_of_normalisation_and_old_ones_lack_it():
-    config = RMMConfig(norm_rate=0.25)
+def test_records_carry_the_share_of_rows_of_normalisation_and_the_anchor_and_old_ones_lack_them():
+    config = RMMConfig(norm_rate=0.25, anchor=True)
     record = json.loads(json.dumps(config.to_dict()))
-    assert RMMConfig.from_dict(record) == config and config.extra_repr() == "rate=0.1, norm_rate=0.25"
-    del record["norm_rate"]
+    assert RMMConfig.from_dict(record) == config
+    assert config.extra_repr() == "rate=0.1, norm_rate=0.25, anchor=True"
+    del record["norm_rate"], record["anchor"]
     assert RMMConfig.from_dict(record) == RMMConfig()
     del record["codec"]
     with pytest.raises(KeyError, match="codec"):

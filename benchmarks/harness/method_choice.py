@@ -9,8 +9,7 @@ from benchmarks.harness.methods import METHODS
 
 AXES = (
     "sketch", "rate", "center", "codec", "norm_codec", "norm_rate", "x0_codec", "anchor", "exact_bits", "budget",
-    "adaptive",
-    "noise_target",
+    "adaptive", "noise_target",
 )  # fmt: skip
 SYNTAX = "NAME[:SETTING=VALUE,...]"
 

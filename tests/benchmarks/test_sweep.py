@@ -153,6 +153,7 @@ def test_a_method_gets_the_settings_it_has():
         "rmm-lean count_sketch 0.1 fp32, norm int2, x0 fp32",
         "rmm-lean count_sketch 0.1 fp32 anchored, norm int2, x0 fp32",
     ]
+    assert anchored[0].key == resolve({"method": ("rmm-lean",), "runs": 1}).expand("", "cpu")[0].key != anchored[1].key
     runs = resolve(given).expand("", "cpu")
     assert [run.label for run in runs] == [
         "baseline",
