@@ -205,7 +205,7 @@ class GradientProbe:
                 f"for '{name}'). Convert the model first, or judge them by 'norm_sampling'."
             )
         inputs = [rows] if anchor is None else [rows, anchor]
-        versions, given = [tensor._version for tensor in inputs], {"row_norms": product.row_norms, "anchor": anchor}
+        versions, row_norms = [tensor._version for tensor in inputs], product.row_norms
 
         def measure(gradient: Tensor) -> tuple[Moments, NoiseParts, int]:
             if [tensor._version for tensor in inputs] != versions:
@@ -215,7 +215,8 @@ class GradientProbe:
                 )
             if codec is not None:
                 return moments(rows, gradient), _code_noise(rows, gradient, codec), size
-            return moments(rows, gradient), noise_parts(rows, gradient, config, seed=seed, **given), size
+            noise = noise_parts(rows, gradient, config, seed=seed, row_norms=row_norms, anchor=anchor)
+            return moments(rows, gradient), noise, size
 
         return measure
 
