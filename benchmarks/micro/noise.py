@@ -44,6 +44,8 @@ from rmm_gnn.sketches import FAMILIES
 # Sketch rows from which rounding is measured: making a row of a dense sketch costs a pass over X.
 _DENSE = {"gaussian", "rademacher", "block_rademacher", "sors"}
 _MANY_ROWS, _FEW_ROWS = 4096, 64
+# Noise below this is the order of additions; such points would only stretch the picture.
+_EXACT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -139,39 +141,57 @@ def format_table(points: Sequence[Point], data_noise: dict[tuple[int, str], floa
 
 
 def draw(points: Sequence[Point], path: Path, title: str) -> None:
-    """One panel for each layer and epoch, one line for each family and codec, and the frontier of all."""
+    """A row of panels for each layer, a column for each epoch; in each the families, and the frontier of all points.
+
+    The table has more: uncentred sketches, and the other families in all codecs, are seen here in the frontier alone.
+    """
     from benchmarks.harness.frontier import pareto_front
 
     require("matplotlib").use("Agg")
     plt = require("matplotlib.pyplot")
-    places = list(dict.fromkeys((point.epoch, point.layer) for point in points))
-    figure, panels = plt.subplots(1, len(places), figsize=(5 * len(places), 6), squeeze=False, layout="constrained")
+    epochs = list(dict.fromkeys(point.epoch for point in points))
+    layers = list(dict.fromkeys(point.layer for point in points))
+    size = (5 * len(epochs), 4.2 * len(layers) + 2)
+    figure, panels = plt.subplots(
+        len(layers), len(epochs), figsize=size, squeeze=False, sharex=True, layout="constrained"
+    )
     families = list(dict.fromkeys(point.sketch for point in points))
     codecs = list(dict.fromkeys(point.codec for point in points))
-    styles = dict(zip(codecs, itertools.cycle(("-", "--", "-.", ":")), strict=False))
+    styles = dict(zip(codecs, itertools.cycle(("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))), strict=False))
     handles = {}
-    for place, panel in zip(places, panels[0], strict=True):
-        here = [point for point in points if (point.epoch, point.layer) == place]
-        for label in dict.fromkeys(point.label for point in here if point.center and not point.anchor):
+    for (layer, epoch), panel in zip(itertools.product(layers, epochs), panels.flat, strict=True):
+        here = [point for point in points if (point.epoch, point.layer) == (epoch, layer) and point.noise > _EXACT]
+        front = pareto_front([(point.share, point.noise) for point in here], larger_is_better=False)
+        shown = [point.label for point in here if _is_drawn(point, codecs[0])]
+        for label in dict.fromkeys(shown):
             line = [point for point in here if point.label == label]
-            colour = f"C{families.index(line[0].sketch)}"
             (handle,) = panel.plot(
-                [point.share for point in line], [point.noise for point in line], color=colour,
-                linestyle=styles[line[0].codec], marker=".", linewidth=1,
+                [point.share for point in line], [point.noise for point in line],
+                color=f"C{families.index(line[0].sketch)}", linestyle=styles[line[0].codec],
+                marker="^" if line[0].anchor else ".", linewidth=1,
             )  # fmt: skip
             handles[label] = handle
-        front = pareto_front([(point.share, point.noise) for point in here], larger_is_better=False)
         panel.step(*zip(*front, strict=True), where="post", color="black", linewidth=2.5, alpha=0.3)
         panel.set_xscale("log")
         panel.set_yscale("log")
-        panel.set_xlabel("bytes kept / bytes of X")
-        panel.set_title(f"{place[1]}, epoch {place[0]}")
+        panel.set_title(f"{layer}, epoch {epoch}")
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("noise / signal of the weight gradient")
-    figure.suptitle(f"{title} (centred sketches; thick: the frontier of all)")
+    for panel in panels[-1]:
+        panel.set_xlabel("bytes kept / bytes of X")
+    for panel in panels[:, 0]:
+        panel.set_ylabel("noise / signal of the weight gradient")
+    figure.suptitle(f"{title} (thick: the frontier of all)")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _is_drawn(point: Point, first_codec: str) -> bool:
+    if not point.center:
+        return False
+    if point.codec == first_codec:
+        return not point.anchor or point.sketch == "count_sketch"
+    return point.sketch == "count_sketch" and (not point.anchor or point.codec == "int2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
