@@ -76,6 +76,13 @@ class Sweep:
         nargs="+",
         choices=("on", "off"),
     )
+    held: tuple[str, ...] = _option(
+        ("on",),
+        "let rmm-lean rely on the features, which are there in any case: the first Linear is exact and keeps a seed; "
+        "off: it keeps a sketch; both: a row each",
+        nargs="+",
+        choices=("on", "off"),
+    )
     exact_bits: tuple[int, ...] = _option(
         (2,), "bits exact stores a value in, one row each", nargs="+", type=int, choices=(1, 2, 4, 8)
     )
@@ -193,7 +200,7 @@ class Sweep:
                 row = {"method": name, **dict.fromkeys(AXES), **dict(zip(values, combination, strict=True))}
                 if row["adaptive"] != "rate":
                     row["noise_target"] = None
-                switches = ("center", "anchor")
+                switches = ("center", "anchor", "held")
                 rows.append(row | {name: None if row[name] is None else row[name] == "on" for name in switches})
         return rows
 

@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.harness.methods import METHODS
 
 AXES = (
-    "sketch", "rate", "center", "codec", "norm_codec", "norm_rate", "x0_codec", "anchor", "exact_bits", "budget",
-    "adaptive", "noise_target",
+    "sketch", "rate", "center", "codec", "norm_codec", "norm_rate", "x0_codec", "anchor", "held", "exact_bits",
+    "budget", "adaptive", "noise_target",
 )  # fmt: skip
 SYNTAX = "NAME[:SETTING=VALUE,...]"
 

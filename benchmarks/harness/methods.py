@@ -111,7 +111,7 @@ def _prepare_lean(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
 def _lean_context(model: nn.Module, run: RunConfig, task: Task) -> AbstractContextManager[Any]:
     from rmm_gnn import compress_activations
 
-    return compress_activations(_rmm_config(run), held=task.inputs)
+    return compress_activations(_rmm_config(run), held=task.inputs if run.held else ())
 
 
 def _check_exact(run: RunConfig) -> None:
@@ -189,7 +189,7 @@ METHODS: dict[str, Method] = {
         Method(
             "rmm-lean",
             prepare=_prepare_lean,
-            axes=(*_SKETCH_AXES, "norm_codec", "norm_rate", "x0_codec", "anchor", "adaptive", "noise_target"),
+            axes=(*_SKETCH_AXES, "norm_codec", "norm_rate", "x0_codec", "anchor", "held", "adaptive", "noise_target"),
             context=_lean_context,
             check=_rmm_config,
             describe=lambda run: _rmm_config(run).to_dict(),

@@ -48,6 +48,8 @@ def _settings(records: Sequence[Record]) -> str | None:
         )
     if any(config.get("anchor") for config in configs):
         parts.append("Anchored: what is sketched is the residual of a linear fit on x_0, whose term is added back.")
+    if any(config.get("held") for config in configs):
+        parts.append("The first Linear of rmm-lean reads dropout of the features, keeps a seed and is exact.")
     return " ".join(parts) or None
 
 

@@ -26,6 +26,7 @@ class RunConfig:
     norm_rate: float | None
     x0_codec: str | None
     anchor: bool | None
+    held: bool | None
     exact_bits: int | None
     budget: str | None
     adaptive: str | None
@@ -55,6 +56,8 @@ class RunConfig:
             del values["norm_rate"]
         if not self.anchor:
             del values["anchor"]
+        if not self.held:
+            del values["held"]
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -68,6 +71,8 @@ class RunConfig:
             first.append("uncentred")
         if self.anchor:
             first.append("anchored")
+        if self.held is False:
+            first.append("with sketched features")
         parts = [" ".join(part for part in first if part is not None)]
         rows = "" if self.norm_rate in (None, 1.0) else f"{self.norm_rate:g} "
         parts += [f"norm {rows}{self.norm_codec}"] if self.norm_codec is not None else []

@@ -15,6 +15,7 @@ from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.propagation import normalized_adjacency
 from benchmarks.harness.train import train
+from rmm_gnn import RMMConfig
 
 PROTOCOL = Block(channels=256, layers=16)
 N, C = 10_000, 16
@@ -127,6 +128,12 @@ def test_another_layer_costs_what_the_theory_says(
     rest = (kept_more - kept) - (theory_more - theory)
     # A scaled weight, a projection or a fit, means, statistics, seeds: nothing that grows with N.
     assert 0 <= rest < 4 * C * ((2 if "anchor" in settings else 1) * C + 16)
+
+
+def test_features_that_are_held_cost_a_seed_in_the_place_of_a_sketch(graph: NodeDataset, make_run: Callable):
+    kept = [kept_bytes(make_run, graph, "rmm-lean", held=(held,), rate=(0.5,))[0] for held in ("off", "on")]
+    # On both sides dropout keeps a seed, which belongs to the linear layer where the features are held.
+    assert kept[0] - kept[1] == RMMConfig(rate=0.5).saved_bytes(*graph.x.shape) - 8
 
 
 def test_x_0_is_kept_once_and_as_its_codec_says(graph: NodeDataset, make_run: Callable):

@@ -154,6 +154,13 @@ def test_a_method_gets_the_settings_it_has():
         "rmm-lean count_sketch 0.1 fp32 anchored, norm int2, x0 fp32",
     ]
     assert anchored[0].key == resolve({"method": ("rmm-lean",), "runs": 1}).expand("", "cpu")[0].key != anchored[1].key
+    held = resolve({"method": ("rmm-lean", "rmm"), "held": ("on", "off"), "runs": 1}).expand("", "cpu")
+    assert [(run.held, run.label) for run in held] == [
+        (True, "rmm-lean count_sketch 0.1 fp32, norm int2, x0 fp32"),
+        (False, "rmm-lean count_sketch 0.1 fp32 with sketched features, norm int2, x0 fp32"),
+        (None, "rmm count_sketch 0.1 fp32"),
+    ]
+    assert len({run.key for run in held}) == 3
     runs = resolve(given).expand("", "cpu")
     assert [run.label for run in runs] == [
         "baseline",
