@@ -220,8 +220,8 @@ def test_the_share_of_rows_of_batch_norm_is_a_setting_and_the_default_keeps_keys
     assert METHODS["rmm-lean"].describe(runs[2])["norm_rate"] == 0.2
     own = resolve({"method": ("rmm-lean:norm-rate=0.2",), "runs": 1}).expand("", "cpu")[0]
     assert own == runs[2] and own.key == runs[2].key
-    # What runs recorded before there was the setting go by.
-    before = {name: value for name, value in asdict(runs[1]).items() if name != "norm_rate"}
+    # What runs recorded before there were these settings go by.
+    before = {name: value for name, value in asdict(runs[1]).items() if name not in ("norm_rate", "anchor")}
     assert runs[1].key == sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16]
 
 
