@@ -197,8 +197,8 @@ def plan(
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If not exactly one of ``budget``, ``rate`` and ``noise`` is given, the budget cannot be met (the
-            message has the least that can), the model is in evaluation mode or trains no weight by a product, or the
-            variance of the sketch family does not follow from the moments.
+            message has the least that can), the model is in evaluation mode or trains no weight by a product,
+            ``config`` is anchored, or the variance of its sketch family does not follow from the moments.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
@@ -292,6 +292,10 @@ def _checked(
     if config is not None and not isinstance(config, RMMConfig):
         raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig().")
     settings = RMMConfig() if config is None else config
+    if settings.anchor:
+        raise ValueError(
+            "'config' must not be anchored (got anchor=True). A plan does not weigh anchors; leave it out."
+        )
     one = torch.ones((), dtype=torch.float64)
     if settings.family.variance_of_moments(Moments(one, one, one), 2, 1) is None:
         raise ValueError(

@@ -215,6 +215,7 @@ def test_the_least_budget_is_named_and_is_enough(net):
         ({"noise": "low"}, TypeError, "'noise' must be a number"),
         ({"rate": 0.1, "lean": 1}, TypeError, "'lean' must be True or False"),
         ({"rate": 0.1, "config": 0.1}, TypeError, "'config' must be an RMMConfig"),
+        ({"rate": 0.1, "config": RMMConfig(anchor=True)}, ValueError, "'config' must not be anchored"),
         ({"rate": 0.1, "config": RMMConfig(sketch="norm_sampling")}, ValueError, "a family whose variance follows"),
     ],
 )
