@@ -201,15 +201,16 @@ def rounding_variances(
     size = config.sketch_size(num_rows)
     state = family.prepare(x, mean, seed, size, config.workspace_bytes, row_norms)
     draw = Draw(seed, size, state, config.workspace_bytes // 2, config.backend)
-    ones_sketch = None if mean is None else family.sketch_ones(num_rows, draw, mean.dtype)
     totals = [x.new_zeros((), dtype=torch.float64) for _ in codecs]
     read = size if max_rows is None else min(size, max_rows)
     height = max(1, config.workspace_bytes // 8 // (4 * (x.shape[1] + grad_output.shape[1])))
     for start in range(0, read, height):
         stop = min(start + height, read)
         block = family.sketch_rows(x, draw, start, stop)
-        if mean is not None and ones_sketch is not None:
-            block.addr_(ones_sketch[start:stop], mean, alpha=-1.0)
+        if mean is not None:
+            # Of the rows that are read alone: the whole sketch of a dense family would take as long as training.
+            ones = torch.ones_like(mean[:1]).expand(num_rows, 1)
+            block.addr_(family.sketch_rows(ones, draw, start, stop).squeeze(1), mean, alpha=-1.0)
         weights = squared_norms(family.sketch_rows(grad_output, draw, start, stop))
         for total, codec in zip(totals, codecs, strict=True):
             total += get_codec(codec).variance(block).sum(1, dtype=torch.float64).dot(weights)

@@ -294,7 +294,7 @@ def _checked(
     settings = RMMConfig() if config is None else config
     if settings.anchor:
         raise ValueError(
-            "'config' must not be anchored (got anchor=True). A plan does not weigh anchors; leave it out."
+            "'config' must not be anchored (got anchor=True). A plan does not weigh that: leave it out."
         )
     one = torch.ones((), dtype=torch.float64)
     if settings.family.variance_of_moments(Moments(one, one, one), 2, 1) is None:
