@@ -42,17 +42,17 @@ def uniform_config(model: nn.Module, task: Task, config: RMMConfig, budget: str)
     """
     from rmm_gnn import compress_activations, convert_to_rmm
     from rmm_gnn.planning.budget import parse_budget
-    from rmm_gnn.planning.survey import Surveyor
+    from rmm_gnn.planning.trials import Trials
 
-    surveyor = Surveyor(model.train(), task.inputs, task.loss_fn, config, lean=True)
+    trials = Trials(model.train(), task.inputs, task.loss_fn, lean=True)
 
     def bytes_at(rate: float) -> int:
         given = replace(config, rate=rate)
-        return surveyor.bytes_under(
-            lambda copy: convert_to_rmm(copy, given, lean=True), compress_activations(given, held=surveyor.held)
+        return trials.bytes_under(
+            lambda copy: convert_to_rmm(copy, given, lean=True), compress_activations(given, held=trials.held)
         )
 
-    allowed = parse_budget(budget, surveyor.stock_bytes())
+    allowed = parse_budget(budget, trials.stock_bytes())
     if bytes_at(_LOWEST_RATE) > allowed:
         raise BenchmarkError(
             f"'budget' of {budget}, {allowed} bytes, cannot be met with norm {config.norm_codec} and x0 "

@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.planning.choose import Cost
-from rmm_gnn.planning.layer_noise import LINEAR_CODECS, LayerNoise
+from rmm_gnn.planning.layer_noise import LINEAR_CODECS, RATE_ALONE, LayerNoise
 
 RATES = tuple(round(10 ** (-exponent / 20), 4) for exponent in range(53))
 # The cheapest setting that is exact but for the order of additions: a signed permutation of the rows.
@@ -37,11 +37,12 @@ class Item:
     def choices(self, settings: RMMConfig) -> list[tuple[dict[str, Any], Cost]]:
         """Settings worth considering, to be put into ``settings``, and what they cost."""
         center = sum(product.center for product in self.products) * 2 > len(self.products)
-        whole = {"sketch": EXACT.sketch, "rate": 1.0, "size": None, "codec": "fp32", "center": False}
+        whole = {"sketch": EXACT.sketch, "rate": 1.0, "codec": "fp32", "center": False}
         changes: list[dict[str, Any]] = [
-            {"rate": rate, "size": None, "codec": codec, "center": center} for codec in LINEAR_CODECS for rate in RATES
+            {"rate": rate, "codec": codec, "center": center} for codec in LINEAR_CODECS for rate in RATES
         ]
-        return [(change, self.cost(replace(settings, **change))) for change in (whole, *changes)]
+        changes = [RATE_ALONE | change for change in (whole, *changes)]
+        return [(change, self.cost(replace(settings, **change))) for change in changes]
 
     def describe(self, config: RMMConfig) -> str:
         """What is kept under ``config``, for a table."""
@@ -75,13 +76,12 @@ _Group = tuple[set[str], set[int], list[SeenProduct]]
 
 def items_of(seen: Iterable[SeenProduct], model: Module, *, shared: bool) -> Iterator[Item]:
     """Group the products of a layer, those outside of layers, and, where sketches are ``shared``, readers of one x."""
-    modules = dict(model.named_modules())
+    owners = _owners(model)
     groups: list[_Group] = []
     for product in seen:
-        owner = product.product.name.rpartition(".")[0]
-        name = owner if isinstance(getattr(modules.get(owner), "config", None), RMMConfig) else OUTSIDE
-        merged: _Group = ({name}, {product.reads}, [product])
-        for group in [group for group in groups if name in group[0] or (shared and _read_alike(name, group, product))]:
+        names = owners.get(product.product.name, {OUTSIDE})
+        merged: _Group = (set(names), {product.reads}, [product])
+        for group in [g for g in groups if names & g[0] or (shared and _read_alike(names, g, product))]:
             groups.remove(group)
             merged = (merged[0] | group[0], merged[1] | group[1], group[2] + merged[2])
         groups.append(merged)
@@ -94,5 +94,16 @@ def items_of(seen: Iterable[SeenProduct], model: Module, *, shared: bool) -> Ite
         )
 
 
-def _read_alike(name: str, group: _Group, product: SeenProduct) -> bool:
-    return OUTSIDE not in (name, *group[0]) and product.reads in group[1]
+def _owners(model: Module) -> dict[str, set[str]]:
+    """For each parameter, by the first of its names, the layers with a config that have it: several if it is tied."""
+    first = {parameter: name for name, parameter in model.named_parameters()}
+    owners: dict[str, set[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "config", None), RMMConfig):
+            for parameter in module.parameters(recurse=False):
+                owners.setdefault(first[parameter], set()).add(name)
+    return owners
+
+
+def _read_alike(names: set[str], group: _Group, product: SeenProduct) -> bool:
+    return OUTSIDE not in names | group[0] and product.reads in group[1]

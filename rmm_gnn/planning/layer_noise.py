@@ -16,6 +16,8 @@ from rmm_gnn.control_variates import column_means
 from rmm_gnn.diagnostics.variance import rounding_variances
 from rmm_gnn.sketches.moments import Moments, moments
 
+# A plan decides sizes by the rate.
+RATE_ALONE: dict[str, Any] = {"size": None, "min_size": None, "max_size": None}
 LINEAR_CODECS = ("fp32", "int8", "int4", "int2", "int1")
 # Where the rounding noise is measured; between these rates it is interpolated.
 MEASURED_RATES = (1.0, 0.5, 0.25, 0.1, 0.04, 0.015, 0.005)
@@ -25,13 +27,13 @@ _SAMPLED_ROWS = 2048
 
 @dataclass(frozen=True, eq=False)
 class LayerNoise:
-    """What a product's weight gradient is worth, and its noise by what is kept of X [B, N].
+    """What a weight's gradient is worth, and the noise of one product's share in it by what is kept of X [B, N].
 
     Attributes:
         name: Of the weight.
         num_rows: B.
         num_columns: N.
-        signal: |X^T Y|^2.
+        signal: |X^T Y|^2; for a weight that is used several times, of the sum over its uses.
         plain: Moments of X and Y.
         centred: The same with X less its column means.
         rounding: Noise of each stochastic codec at each of `MEASURED_RATES`, as S^T X is kept with the better centring.
@@ -82,7 +84,7 @@ def measure_layer(name: str, rows: Tensor, gradient: Tensor, settings: RMMConfig
     rounding: dict[str, list[float]] = {codec: [] for codec in codecs}
     seed = torch.zeros((), dtype=torch.int64, device=rows.device)
     for rate in MEASURED_RATES:
-        config = replace(settings, rate=rate, size=None, center=subtracted is not None)
+        config = replace(settings, **RATE_ALONE, rate=rate, center=subtracted is not None)
         variances = rounding_variances(rows, gradient, config, codecs, seed, subtracted, _SAMPLED_ROWS)
         for codec, variance in zip(codecs, variances, strict=True):
             rounding[codec].append(float(variance))

@@ -116,6 +116,8 @@ def watch_norms(model: Module, seen: dict[str, SeenNorm]) -> Iterator[RemovableH
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: Module, args: tuple[Any, ...], out: Any) -> None:
+            if not (module.training and out.requires_grad):
+                return  # in eval it is torch's own; without a gradient nothing is kept
             calls = seen[name].calls + 1 if name in seen else 1
             read = _read_rows if isinstance(module, LeanLayerNorm) else _read_batch
             seen[name] = read(module, args[0].detach(), calls)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,143 +14,23 @@ from torch.nn import Module
 from rmm_gnn._validation import check_bool, check_rate
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.context import compress_activations
-from rmm_gnn.convert import LEAN_SWAPS, convert_to_rmm
-from rmm_gnn.diagnostics.storages import tensors_in
-from rmm_gnn.diagnostics.table import align, format_bytes
+from rmm_gnn.convert import convert_to_rmm
+from rmm_gnn.diagnostics.table import format_bytes
 from rmm_gnn.planning.budget import parse_budget
 from rmm_gnn.planning.choose import choose
+from rmm_gnn.planning.decision import Plan, PlanRow
 from rmm_gnn.planning.items import OUTSIDE
-from rmm_gnn.planning.survey import Survey, Surveyor
+from rmm_gnn.planning.survey import Survey, survey_of
+from rmm_gnn.planning.trials import Trials
 from rmm_gnn.sketches.moments import Moments
 
-ModelT = TypeVar("ModelT", bound=Module)
 _KINDS = {"norm_codec": "normalisation (functions)", "act_codec": "GELU, SiLU, ELU", "x0_codec": "x_0 of GCN2Conv"}
 # A plan whose measured bytes miss the predicted ones is made again with the difference; it settles at once or twice.
 _MAX_ATTEMPTS = 5
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """One decision.
-
-    Attributes:
-        layers: The layers it is for, which read one tensor; or the kind of operator.
-        setting: What was decided, such as ``rate=0.2, codec='int2'``.
-        saved_bytes: Bytes kept by it.
-        noise: Noise to signal it adds, summed over the weights that it reaches.
-    """
-
-    layers: tuple[str, ...]
-    setting: str
-    saved_bytes: int
-    noise: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A config for every layer of a model, with what it is predicted to cost; made by ``rmm_gnn.plan``.
-
-    Attributes:
-        configs: Config of each layer, by qualified name.
-        functions: Config of the mode, for products and other operators that the model calls as functions.
-        lean: Whether operators other than products are compressed too.
-        rows: The decisions.
-        other_bytes: Bytes that no decision changes: the bits of ReLU, the loss, operators that are not known.
-        stock_bytes: Bytes that the model keeps without a plan.
-        num_weights: Number of weights that noise is summed over.
-        exact: Weights whose products read the model's input, or dropout of it: exact, and nothing is kept for them.
-    """
-
-    configs: dict[str, RMMConfig]
-    functions: RMMConfig
-    lean: bool
-    rows: tuple[PlanRow, ...]
-    other_bytes: int
-    stock_bytes: int
-    num_weights: int
-    exact: tuple[str, ...] = ()
-
-    @property
-    def saved_bytes(self) -> int:
-        """Bytes kept for backward, as ``memory_report`` counts them; measured on a copy when the plan was made."""
-        return self.other_bytes + sum(row.saved_bytes for row in self.rows)
-
-    @property
-    def noise(self) -> float:
-        """Noise to signal of a weight gradient, E|G - Y^T X|^2 / |Y^T X|^2, on average over the weights."""
-        return sum(row.noise for row in self.rows) / self.num_weights
-
-    def apply(self, model: ModelT) -> ModelT:
-        """Convert ``model`` in place and return it; run its forward pass under ``context()``.
-
-        Raises:
-            ValueError: If the model does not have the layers of the plan.
-        """
-        config: dict[str, RMMConfig | None] = {re.escape(name): config for name, config in self.configs.items()}
-        if self.lean and any(type(module) in LEAN_SWAPS for module in model.modules()):
-            config[".*"] = self.functions
-        return convert_to_rmm(model, config, lean=self.lean) if config else model
-
-    def context(self, *inputs: Any) -> AbstractContextManager[Any]:
-        """Return what the forward pass runs under: the mode for operators called as functions, or nothing.
-
-        Args:
-            *inputs: What the model is given: the tensors among them are ``held``, see ``compress_activations``.
-
-        Raises:
-            ValueError: If there is no tensor among them, and the plan keeps nothing for weights that read the inputs.
-        """
-        if not self.lean:
-            return nullcontext()
-        held = tuple(tensors_in(*inputs))
-        if self.exact and not held:
-            raise ValueError(
-                f"'inputs' must be the model's inputs, which {', '.join(self.exact)} reads (got no tensor). "
-                "Write `with plan.context(x):`."
-            )
-        return compress_activations(self.functions, held=held)
-
-    def table(self) -> str:
-        """Return the decisions, largest first, with predicted bytes and noise, as a person reads them."""
-        rows = sorted(self.rows, key=lambda row: -row.saved_bytes)
-        cells = [
-            [", ".join(row.layers), row.setting, format_bytes(row.saved_bytes), f"{row.noise:.2g}"] for row in rows
-        ]
-        if self.exact:
-            cells.append([", ".join(self.exact), "exact: reads the input", format_bytes(0), "0"])
-        cells.append(["(all else)", "", format_bytes(self.other_bytes), "0"])
-        share = f"{100 * self.saved_bytes / self.stock_bytes:.2f} % of {format_bytes(self.stock_bytes)}"
-        foot = ["total", share, format_bytes(self.saved_bytes), f"{self.noise * self.num_weights:.2g}"]
-        return align(["layer", "kept", "bytes", "noise / signal"], cells, foot, right={2, 3})
-
-    def __str__(self) -> str:
-        return f"{self.table()}\nnoise to signal of a weight gradient, on average: {self.noise:.3g}"
-
-    def to_json(self) -> str:
-        """Return the plan as JSON that ``from_json`` reads."""
-        values = asdict(self)  # tuples become lists
-        values["configs"] = {name: config.to_dict() for name, config in self.configs.items()}
-        values["functions"] = self.functions.to_dict()
-        return json.dumps(values, indent=2)
-
-    @staticmethod
-    def from_json(text: str) -> Plan:
-        """Rebuild the plan that ``to_json`` wrote.
-
-        Raises:
-            ValueError: If the text is not such a plan.
-        """
-        try:
-            values = json.loads(text)
-            rows = [PlanRow(**(row | {"layers": tuple(row["layers"])})) for row in values.pop("rows")]
-            configs = {name: RMMConfig.from_dict(config) for name, config in values.pop("configs").items()}
-            functions = RMMConfig.from_dict(values.pop("functions"))
-            exact = tuple(values.pop("exact"))
-            return Plan(configs=configs, functions=functions, rows=tuple(rows), exact=exact, **values)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"'text' must be a plan written by to_json (got {error!r}). Make it anew with rmm_gnn.plan."
-            ) from error
+# Noise below this, summed over the weights, is not measured: the rounding of what stands for exact would show.
+_LEAST_MEASURED = 1e-2
+# How often a plan for a level of noise is made again when more is measured.
+_MAX_TIGHTENINGS = 4
 
 
 def plan(
@@ -169,11 +47,19 @@ def plan(
 ) -> Plan:
     """Decide what every layer keeps, so that gradients are least noisy for the bytes, or bytes fewest for the noise.
 
-    A probe step measures the norms of every layer's input and output gradient; from these the noise under every sketch
-    size, codec and centring follows in closed form (``rmm_variance``), the rounding of codecs from a sample of sketch
-    rows.  The noise of coded normalisation, activations and x_0 is measured by a few more steps, one codec for all
-    layers of a kind.  Choices are then made by noise to signal, summed over all weights: what optimisers that scale
-    every weight's gradient, such as Adam, are sensitive to.
+    *Products.*  A probe step measures the norms of every layer's input and output gradient; from these the noise under
+    every sketch size, codec and centring follows in closed form (``rmm_variance``), the rounding of codecs from a
+    sample of sketch rows.  Layers that read ``inputs``, or dropout of them, are exact and keep nothing new: the tensors
+    in ``inputs`` are taken to live on in any case (``held`` of ``compress_activations``).
+
+    *The rest.*  Every normalisation layer gets a codec and a share of rows of its own: its noise in one code is
+    measured by one more step, and goes with the variance of what is read back in the others.  Activations, x_0, and
+    normalisation that is called as a function, get one codec for all of a kind, measured in INT2 and INT1.
+
+    Choices are made by noise to signal, summed over all weights: what optimisers that scale every weight's gradient,
+    such as Adam, are sensitive to.  What was chosen is then measured as a whole, corrected for the normalisation
+    layers, chosen again, and the noise that the plan states is the measured one.  In all this takes about 25 steps and
+    one for each normalisation layer, of copies of the model.
 
     The plan is made for the model, the batch and the weights as they are; noise changes over training, so plan again,
     or after some epochs of training, where that matters.  The bytes are counted as ``memory_report`` counts them.
@@ -197,8 +83,9 @@ def plan(
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If not exactly one of ``budget``, ``rate`` and ``noise`` is given, the budget cannot be met (the
-            message has the least that can), the model is in evaluation mode or trains no weight by a product,
-            ``config`` is anchored, or the variance of its sketch family does not follow from the moments.
+            message has the least that can), the model is in evaluation mode, trains no weight by a product, or has one
+            without a gradient, ``config`` is anchored, or the variance of its family does not follow from the moments.
+        RuntimeError: If the model keeps more or less from one pass to the next.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
@@ -211,24 +98,58 @@ def plan(
     """
     settings = _checked(model, loss_fn, config, lean, budget=budget, rate=rate, noise=noise)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    surveyor = Surveyor(model, arguments, loss_fn, settings, lean)
-    if progress is not None:
-        surveyor.progress = progress
-    survey = surveyor.survey()
+    trials = Trials(model, arguments, loss_fn, lean, progress or (lambda text: None))
+    survey = survey_of(trials, settings)
     max_bytes = None
     if budget is not None:
         max_bytes = parse_budget(budget, survey.stock_bytes)
     elif rate is not None:
-        uniform = replace(settings, rate=rate, size=None)
-        mode = compress_activations(uniform, held=surveyor.held) if lean else nullcontext()
-        max_bytes = surveyor.bytes_under(lambda model: convert_to_rmm(model, uniform, lean=lean), mode)
+        max_bytes = _bytes_of_rate(trials, replace(settings, rate=rate, size=None))
     max_noise = None if noise is None else noise * survey.num_weights
+
+    made, survey = _settle(trials, survey, settings, max_bytes, max_noise)
+    of_norms = sum(row.noise for row in made.rows if any(item.modules == row.layers for item in survey.norms))
+    if of_norms >= _LEAST_MEASURED:
+        survey = survey.with_norms_scaled(trials.noise_of(made, norms_alone=True) / of_norms)
+        made, survey = _settle(trials, survey, settings, max_bytes, max_noise)
+    factor = _measured_share(trials, made)
+    wanted = max_noise
+    for _ in range(_MAX_TIGHTENINGS):
+        found = factor * made.noise * survey.num_weights
+        if wanted is None or max_noise is None or found <= max_noise:
+            break
+        wanted *= max_noise / found
+        made, survey = _settle(trials, survey, settings, max_bytes, wanted)
+        factor = _measured_share(trials, made)
+    return made.scaled(factor)
+
+
+def _measured_share(trials: Trials, made: Plan) -> float:
+    """The measured noise of a plan over the predicted one."""
+    predicted = sum(row.noise for row in made.rows)
+    return trials.noise_of(made) / predicted if predicted >= _LEAST_MEASURED else 1.0
+
+
+def _bytes_of_rate(trials: Trials, uniform: RMMConfig) -> int:
+    """What the model keeps with one config for all layers."""
+    mode = compress_activations(uniform, held=trials.held) if trials.lean else nullcontext()
+
+    def prepare(model: Module) -> Module:
+        return convert_to_rmm(model, uniform, lean=trials.lean) if trials.converts(model) else model
+
+    return trials.bytes_under(prepare, mode)
+
+
+def _settle(
+    trials: Trials, survey: Survey, settings: RMMConfig, max_bytes: int | None, max_noise: float | None
+) -> tuple[Plan, Survey]:
+    """Choose, count the bytes, and choose again until both agree; returns the survey with what was missed, too."""
     for _ in range(_MAX_ATTEMPTS):
-        made = _solve(survey, settings, lean, max_bytes, max_noise)
-        surveyor.progress("bytes of the model under the plan")
-        missed = surveyor.bytes_under(made.apply, made.context(*surveyor.held)) - made.saved_bytes
+        made = _solve(survey, settings, trials.lean, max_bytes, max_noise)
+        trials.progress("bytes of the model under the plan")
+        missed = trials.bytes_under(made.apply, made.context(*trials.held)) - made.saved_bytes
         if missed == 0:
-            return made
+            return made, survey
         survey = replace(survey, base_bytes=survey.base_bytes + missed)
     raise RuntimeError("The bytes of this model do not settle: its layers keep more or less from one pass to the next.")
 
@@ -293,9 +214,7 @@ def _checked(
         raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig().")
     settings = RMMConfig() if config is None else config
     if settings.anchor:
-        raise ValueError(
-            "'config' must not be anchored (got anchor=True). A plan does not weigh that: leave it out."
-        )
+        raise ValueError("'config' must not be anchored (got anchor=True). A plan does not weigh that: leave it out.")
     one = torch.ones((), dtype=torch.float64)
     if settings.family.variance_of_moments(Moments(one, one, one), 2, 1) is None:
         raise ValueError(
