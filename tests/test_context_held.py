@@ -106,6 +106,21 @@ def test_what_was_changed_after_dropout_is_sketched():
     assert sum(kept.values()) == CONFIG.saved_bytes(ROWS, WIDTH)
 
 
+def test_dropout_of_what_was_changed_since_is_sketched():
+    x, linear, whole = features(), layer(), RMMConfig(rate=1.0, sketch="row_sampling")
+    for config in (CONFIG, whole):
+        linear.weight.grad = None
+        with compress_activations(config, held=(x,)), saved_tensors() as saved:
+            dropped = F.dropout(x, 0.3)
+            x.mul_(2.0)
+            out = linear(dropped)
+        kept = kept_storages(saved, besides=[x, *linear.parameters()])
+        assert sum(kept.values()) == config.saved_bytes(ROWS, WIDTH)
+        out.sum().backward()
+    # At the whole rate the sketch is exact: the gradient is that of what the layer read.
+    torch.testing.assert_close(linear.weight.grad, torch.ones(OUT, ROWS) @ dropped)
+
+
 def test_changing_what_is_held_before_backward_raises():
     for read in (lambda x: x, lambda x: F.dropout(x, 0.3)):
         x, linear = features(), layer()

@@ -22,13 +22,13 @@ class Dropped(NamedTuple):
         source: The held tensor.
         p: Probability of dropout.
         seed: Of its mask.
-        version: Of the tensor made; if it has another one, it was changed since.
+        versions: Of the tensor made and of the source; if one has another version, it was changed since.
     """
 
     source: Tensor
     p: float
     seed: Tensor
-    version: int
+    versions: tuple[int, int]
 
 
 class HeldInputs:
@@ -48,12 +48,12 @@ class HeldInputs:
 
     def note(self, out: Tensor, source: Tensor, p: float, seed: Tensor) -> None:
         """Remember, while ``out`` lives, that it is dropout of ``source``."""
-        self._dropped[out] = Dropped(source, p, seed, out._version)
+        self._dropped[out] = Dropped(source, p, seed, (out._version, source._version))
 
     def dropped(self, x: Tensor) -> Dropped | None:
-        """How ``x`` was made, if by dropout of what is held and not changed since."""
+        """How ``x`` was made, if by dropout of what is held and neither was changed since."""
         found = self._dropped.get(x)
-        return found if found is not None and found.version == x._version else None
+        return found if found is not None and found.versions == (x._version, found.source._version) else None
 
 
 def linear_of_held(held: HeldInputs, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
