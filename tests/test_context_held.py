@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch_geometric.nn import GraphSAGE
 from rmm_gnn import GradientProbe, NoiseController, RMMConfig, compress_activations, convert_to_rmm, memory_report
 from rmm_gnn.autograd.bit_masks import TILE
 from rmm_gnn.autograd.dropout import apply_dropout, dropped_rows
-from rmm_gnn.functional.linear_of_dropped import linear_of_dropped
+from rmm_gnn.functional.held import held_linear
 from rmm_gnn.nn import LeanDropout
 from tests.nn.recording import kept_storages, saved_tensors
 
@@ -74,16 +75,52 @@ def test_types(dtype):
     torch.testing.assert_close(linear.weight.grad, exact, rtol=2e-2 if dtype != torch.float64 else 1e-12, atol=1e-2)
 
 
-def test_autocast():
-    x, linear = features(), layer()
-    with torch.autocast("cpu", dtype=torch.bfloat16), compress_activations(CONFIG, held=(x,)):
-        dropped = F.dropout(x, 0.3)
-        out = linear(dropped)
-    assert out.dtype == torch.bfloat16
-    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).bfloat16()
+@pytest.mark.parametrize("name", ["F.dropout", "none"])
+@pytest.mark.parametrize("shape", [(ROWS, WIDTH), (3, ROWS // 3, WIDTH)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_the_gradients_of_the_exact_layer_and_keeps_no_cast_copy(name, shape, dtype):
+    x, linear = features(*shape), layer()
+    with torch.autocast("cpu", dtype=dtype), saved_tensors() as saved:
+        with compress_activations(CONFIG, held=(x,)):
+            dropped = DROPOUTS[name](x)
+            out = linear(dropped)
+        kept = kept_storages(saved, besides=[x, *linear.parameters()])
+        expected = F.linear(dropped.detach(), linear.weight, linear.bias)
+    assert sum(kept.values()) == (0 if name == "none" else SEED_BYTES)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, expected)
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).to(dtype)
+    parameters = list(linear.parameters())
+    # Both round a sum of about the same terms to the low type once.
+    torch.testing.assert_close(
+        torch.autograd.grad(out, parameters, gradient),
+        torch.autograd.grad(expected, parameters, gradient),
+        rtol=2 * torch.finfo(dtype).eps,
+        atol=2 * torch.finfo(dtype).eps,
+    )
+
+
+def test_autocast_with_a_held_tensor_that_needs_a_gradient_keeps_a_copy_of_the_weight():
+    x, linear = features().requires_grad_(), layer()
+    with torch.autocast("cpu", dtype=torch.bfloat16), saved_tensors() as saved:
+        with compress_activations(CONFIG, held=(x,)):
+            out = linear(x)
+    kept = kept_storages(saved, besides=[x, *linear.parameters()])
+    assert sum(kept.values()) == 2 * linear.weight.numel()
+    gradient = torch.randn(ROWS, OUT, generator=torch.Generator().manual_seed(4)).bfloat16()
     out.backward(gradient)
-    exact = gradient.float().T @ dropped.bfloat16().float()
-    torch.testing.assert_close(linear.weight.grad, exact.bfloat16().float(), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        x.grad, gradient.float() @ linear.weight.detach().bfloat16().float(), rtol=1e-2, atol=1e-2
+    )
+
+
+def test_what_autocast_would_not_convert_is_kept_as_torch_keeps_it():
+    x, linear = features(dtype=torch.bfloat16), layer()
+    with torch.autocast("cpu", dtype=torch.bfloat16), saved_tensors() as saved:
+        with compress_activations(CONFIG, held=(x,)):
+            out = linear(x)
+    assert not kept_storages(saved, besides=[x, *linear.parameters()])
+    assert type(out.grad_fn).__name__ == "AddmmBackward0"
 
 
 def test_another_name_of_the_same_memory_is_held_too_and_a_part_of_it_is_not():
@@ -122,9 +159,9 @@ def test_dropout_of_what_was_changed_since_is_sketched():
 
 
 def test_changing_what_is_held_before_backward_raises():
-    for read in (lambda x: x, lambda x: F.dropout(x, 0.3)):
+    for read, cast in product((lambda x: x, lambda x: F.dropout(x, 0.3)), (False, True)):
         x, linear = features(), layer()
-        with compress_activations(CONFIG, held=(x,)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast), compress_activations(CONFIG, held=(x,)):
             loss = linear(read(x)).sum()
         x[0] = 1.0
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -234,18 +271,21 @@ def test_rows_made_again_are_those_of_dropout(shape, height):
     assert torch.equal(rows, apply_dropout(x, 0.3, seed))
 
 
-def test_operator_is_registered_right():
-    x, linear, seed = features(), layer(), torch.tensor(5)
-    dropped = apply_dropout(x, 0.3, seed)
-    args = (dropped, x, linear.weight, linear.bias, 0.3, seed)
-    torch.library.opcheck(torch.ops.rmm_gnn.linear_of_dropped.default, args)
-    torch.library.opcheck(torch.ops.rmm_gnn.dropped_weight_grad.default, (torch.randn(ROWS, OUT), x, 0.3, seed))
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_operator_is_registered_right(p):
+    x, linear, seed = features(), layer(), torch.tensor(5) if p else None
+    matrix = linear.weight.detach().t().clone().requires_grad_()
+    dropped = apply_dropout(x, p, seed).requires_grad_() if p else x
+    for input in (None, linear.bias):
+        args = (input, dropped, x, matrix, 0.5, 2.0, p, seed)
+        torch.library.opcheck(torch.ops.rmm_gnn.held_addmm.default, args)
+    torch.library.opcheck(torch.ops.rmm_gnn.held_weight_grad.default, (torch.randn(ROWS, OUT), x, p, seed))
 
 
 def test_a_source_that_is_not_contiguous():
     source, linear, seed = features(WIDTH, ROWS).t(), layer(), torch.tensor(5)
     dropped = apply_dropout(source, 0.3, seed)
-    out = linear_of_dropped(dropped, source, linear.weight, linear.bias, p=0.3, seed=seed)
+    out = held_linear(dropped, linear.weight, linear.bias, source=source, p=0.3, seed=seed)
     out.sum().backward()
     torch.testing.assert_close(linear.weight.grad, torch.ones(OUT, ROWS) @ dropped)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 import rmm_gnn.functional as lean
-from rmm_gnn.functional.linear_of_dropped import linear_of_dropped
+from rmm_gnn.functional.held import held_linear
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sharing import note_of_held
 
@@ -59,11 +58,11 @@ class HeldInputs:
 def linear_of_held(held: HeldInputs, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """The exact product where ``x`` is held, or dropout of what is; None elsewhere."""
     if held.has(x):
-        return note_of_held(F.linear(x, weight, bias))
+        return note_of_held(held_linear(x, weight, bias))
     made = held.dropped(x)
     if made is None:
         return None
-    return note_of_held(linear_of_dropped(x, made.source, weight, bias, p=made.p, seed=made.seed))
+    return note_of_held(held_linear(x, weight, bias, source=made.source, p=made.p, seed=made.seed))
 
 
 def dropout_of_held(

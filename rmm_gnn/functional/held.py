@@ -1,0 +1,55 @@
+"""Exact products of tensors that the caller keeps in any case, and of dropout of them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import rmm_gnn.autograd.held_addmm  # noqa: F401  (registers the operators)
+from rmm_gnn.functional._calling import as_autocast, autocast_dtype
+
+
+def held_linear(
+    x: Tensor,  # [*, N]
+    weight: Tensor,  # [M, N]
+    bias: Tensor | None = None,  # [M]
+    *,
+    source: Tensor | None = None,  # [*, N]
+    p: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:  # [*, M]
+    """``linear`` that keeps x itself, or what it was dropped out of and the seed.
+
+    Output and all gradients are exact.  Where torch's own function keeps x itself it is called.  Elsewhere, under
+    autocast and with a ``source``, backward casts, or drops out, the rows again, 4 MiB at a time (what cannot be
+    flattened in place is copied for that time).  Under autocast, an x that needs a gradient makes the call keep a
+    low-precision copy of ``weight``.
+
+    Args:
+        x: Input.
+        weight: Weight.
+        bias: Bias, or None.
+        source: What dropout made x of; None if x was not dropped out.
+        p: Probability of that dropout.
+        seed: Of its mask.
+
+    Returns:
+        The output.
+
+    Raises:
+        RuntimeError: In backward, if what is kept was changed in place, or, with a ``source`` or under autocast, if it
+            is run with ``create_graph=True``.
+    """
+    if source is None and not _is_cast(x):
+        return F.linear(x, weight, bias)
+    kept = (x if source is None else source).detach()
+    x, weight, bias = as_autocast(x, weight, bias, like=x)  # type: ignore[assignment]
+    rows, rows_kept = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, kept))
+    out = torch.ops.rmm_gnn.held_addmm(bias, rows, rows_kept, weight.t(), 1.0, 1.0, p, seed)
+    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _is_cast(x: Tensor) -> bool:
+    """Whether autocast converts x: torch's function would keep the converted copy."""
+    return autocast_dtype(x) not in (None, x.dtype)
