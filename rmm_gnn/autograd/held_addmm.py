@@ -23,7 +23,7 @@ _TILE_BYTES = 1 << 22
 def held_addmm_op(
     input: Tensor | None,  # broadcasts to [B, M]
     mat1: Tensor,  # [B, N]
-    source: Tensor,  # [B, N]
+    source: Tensor,  # [*, N]
     mat2: Tensor,  # [N, M]
     beta: float,
     alpha: float,
@@ -32,7 +32,8 @@ def held_addmm_op(
 ) -> Tensor:  # [B, M]
     """Torch's output; ``mat1`` is ``source``, after dropout with the mask of ``seed`` if there is one, cast.
 
-    Without an ``input`` it is the product alone.
+    Without an ``input`` it is the product alone.  ``source`` comes, and is kept, in the shape that its owner gave it: a
+    flattened one might be a copy.
     """
     with torch.autocast(mat1.device.type, enabled=False):
         return mat1 @ mat2 if input is None else torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
@@ -54,7 +55,8 @@ def _(
 
 @torch.library.custom_op("rmm_gnn::held_weight_grad", mutates_args=())
 def held_weight_grad_op(grad_output: Tensor, source: Tensor, p: float, seed: Tensor | None) -> Tensor:
-    """Y^T X with X made again from ``source``, some rows at a time."""
+    """Y^T X with X made again from ``source`` [*, N], some rows at a time."""
+    source = source.reshape(-1, source.shape[-1])
     dtype = accumulation_dtype(grad_output.dtype)
     total = grad_output.new_zeros(grad_output.shape[1], source.shape[1], dtype=dtype)
     height = max(1, _TILE_BYTES // (max(1, source.shape[1]) * dtype.itemsize))
@@ -67,7 +69,7 @@ def held_weight_grad_op(grad_output: Tensor, source: Tensor, p: float, seed: Ten
 
 @held_weight_grad_op.register_fake
 def _(grad_output: Tensor, source: Tensor, p: float, seed: Tensor | None) -> Tensor:
-    return grad_output.new_empty(grad_output.shape[1], source.shape[1])
+    return grad_output.new_empty(grad_output.shape[1], source.shape[-1])
 
 
 def _rows(source: Tensor, p: float, seed: Tensor | None, height: int) -> Iterator[tuple[int, int, Tensor]]:

@@ -21,10 +21,10 @@ def held_linear(
 ) -> Tensor:  # [*, M]
     """``linear`` that keeps x itself, or what it was dropped out of and the seed.
 
-    Output and all gradients are exact.  Where torch's own function keeps x itself it is called.  Elsewhere, under
-    autocast and with a ``source``, backward casts, or drops out, the rows again, 4 MiB at a time (what cannot be
-    flattened in place is copied for that time).  Under autocast, an x that needs a gradient makes the call keep a
-    low-precision copy of ``weight``.
+    Output and all gradients are exact.  Where torch's own function keeps x itself it is called.  Elsewhere, that is
+    with a ``source``, under autocast, and where the leading dimensions of x may not be flattened in place, backward
+    makes the rows again, 4 MiB at a time; what cannot be flattened is copied for the time of either pass.  Under
+    autocast, an x that needs a gradient makes the call keep a low-precision copy of ``weight``.
 
     Args:
         x: Input.
@@ -38,18 +38,18 @@ def held_linear(
         The output.
 
     Raises:
-        RuntimeError: In backward, if what is kept was changed in place, or, with a ``source`` or under autocast, if it
-            is run with ``create_graph=True``.
+        RuntimeError: In backward, if what is kept was changed in place, or, where this is not torch's own function, if
+            it is run with ``create_graph=True``.
     """
-    if source is None and not _is_cast(x):
+    if source is None and not _is_copied(x):
         return F.linear(x, weight, bias)
     kept = (x if source is None else source).detach()
     x, weight, bias = as_autocast(x, weight, bias, like=x)  # type: ignore[assignment]
-    rows, rows_kept = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, kept))
-    out = torch.ops.rmm_gnn.held_addmm(bias, rows, rows_kept, weight.t(), 1.0, 1.0, p, seed)
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    out = torch.ops.rmm_gnn.held_addmm(bias, rows, kept, weight.t(), 1.0, 1.0, p, seed)
     return out if x.dim() == 2 else out.reshape(*x.shape[:-1], out.shape[-1])
 
 
-def _is_cast(x: Tensor) -> bool:
-    """Whether autocast converts x: torch's function would keep the converted copy."""
-    return autocast_dtype(x) not in (None, x.dtype)
+def _is_copied(x: Tensor) -> bool:
+    """Whether torch's function would keep a copy of x, which autocast converts or which it flattens first."""
+    return autocast_dtype(x) not in (None, x.dtype) or (x.dim() > 2 and not x.is_contiguous())
