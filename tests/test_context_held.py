@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GraphSAGE
 
+import rmm_gnn.functional as lean
 from rmm_gnn import GradientProbe, NoiseController, RMMConfig, compress_activations, convert_to_rmm, memory_report
 from rmm_gnn.autograd.bit_masks import TILE
 from rmm_gnn.autograd.dropout import apply_dropout, dropped_rows
@@ -112,6 +113,50 @@ def test_autocast_with_a_held_tensor_that_needs_a_gradient_keeps_a_copy_of_the_w
     torch.testing.assert_close(
         x.grad, gradient.float() @ linear.weight.detach().bfloat16().float(), rtol=1e-2, atol=1e-2
     )
+
+
+ADDMMS = {
+    "torch.addmm": lambda b, x, w: torch.addmm(b, x, w),
+    "torch.addmm(mat1=)": lambda b, x, w: torch.addmm(input=b, mat1=x, mat2=w, beta=0.5, alpha=-2),
+    "torch.addmm of a view": lambda b, x, w: torch.addmm(b, x, w.t().t(), beta=0),
+    "Tensor.addmm": lambda b, x, w: b.addmm(x, w, alpha=3.0),
+    "lean.addmm": lambda b, x, w: lean.addmm(b, x, w, beta=0.5, alpha=-2, config=CONFIG),
+}
+
+
+@pytest.mark.parametrize("call", ADDMMS)
+@pytest.mark.parametrize("name", ["F.dropout", "none"])
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("input_shape", [(OUT,), (ROWS, OUT), (ROWS, 1)])
+def test_addmm_is_exact_and_keeps_nothing_but_a_seed(call, name, cast, input_shape):
+    x, added, matrix = features(), features(*input_shape), nn.Parameter(features(WIDTH, OUT))
+    added.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast), saved_tensors() as saved:
+        with compress_activations(CONFIG, held=(x,)):
+            dropped = DROPOUTS[name](x)
+            out = ADDMMS[call](added, dropped, matrix)
+        kept = kept_storages(saved, besides=[x, added, matrix])
+        expected = ADDMMS["torch.addmm(mat1=)" if call == "lean.addmm" else call](added, dropped.detach(), matrix)
+    assert sum(kept.values()) == (0 if name == "none" else SEED_BYTES)
+    assert out.dtype == expected.dtype and torch.equal(out, expected)
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).to(out.dtype)
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if cast else {}
+    torch.testing.assert_close(
+        torch.autograd.grad(out, [added, matrix], gradient),
+        torch.autograd.grad(expected, [added, matrix], gradient),
+        **tolerance,
+    )
+
+
+def test_addmm_of_a_held_tensor_that_needs_a_gradient():
+    x, matrix = features().requires_grad_(), nn.Parameter(features(WIDTH, OUT))
+    with compress_activations(CONFIG, held=(x,)):
+        dropped = F.dropout(x, 0.3)
+        out = torch.addmm(torch.ones(OUT), dropped, matrix, alpha=-2)
+    gradient = torch.randn(ROWS, OUT, generator=torch.Generator().manual_seed(4))
+    out.backward(gradient)
+    torch.testing.assert_close(x.grad, -2 * (gradient @ matrix.detach().t()) * ((dropped != 0) / 0.7))
+    torch.testing.assert_close(matrix.grad, -2 * dropped.detach().t() @ gradient)
 
 
 def test_what_autocast_would_not_convert_is_kept_as_torch_keeps_it():

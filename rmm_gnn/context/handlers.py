@@ -11,7 +11,7 @@ from torch import Tensor
 
 import rmm_gnn.functional as lean
 from rmm_gnn.context.forward_pass import ForwardPass
-from rmm_gnn.context.held import dropout_of_held, linear_of_held
+from rmm_gnn.context.held import addmm_of_held, dropout_of_held, linear_of_held
 from rmm_gnn.functional._calling import autocast_dtype
 
 Handler = Callable[..., Any]
@@ -72,6 +72,10 @@ def _addmm(
 ) -> Tensor:
     if not (_is_weight(mat2) and _is_dense(input) and _fit(mat1, mat2.t()) and mat1.dim() == 2):
         return NotImplemented
+    if this.held is not None:
+        out = addmm_of_held(this.held, input, mat1, mat2, beta, alpha)
+        if out is not None:
+            return out
     seed = this.seed(mat1)
     return lean.addmm(input, mat1, mat2, beta=beta, alpha=alpha, config=this.config, seed=seed)
 

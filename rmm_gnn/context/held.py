@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 import rmm_gnn.functional as lean
-from rmm_gnn.functional.held import held_linear
+from rmm_gnn.functional.held import held_addmm, held_linear
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sharing import note_of_held
 
@@ -49,20 +49,31 @@ class HeldInputs:
         """Remember, while ``out`` lives, that it is dropout of ``source``."""
         self._dropped[out] = Dropped(source, p, seed, (out._version, source._version))
 
-    def dropped(self, x: Tensor) -> Dropped | None:
-        """How ``x`` was made, if by dropout of what is held and neither was changed since."""
-        found = self._dropped.get(x)
-        return found if found is not None and found.versions == (x._version, found.source._version) else None
+    def origin(self, x: Tensor) -> dict[str, Any] | None:
+        """What a product has to keep in the place of ``x``; empty where x is held, None where it is of no such origin.
+
+        Of dropout of what is held: the source, the probability and the seed, if neither tensor was changed since.
+        """
+        if self.has(x):
+            return {}
+        made = self._dropped.get(x)
+        if made is None or made.versions != (x._version, made.source._version):
+            return None
+        return {"source": made.source, "p": made.p, "seed": made.seed}
 
 
 def linear_of_held(held: HeldInputs, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """The exact product where ``x`` is held, or dropout of what is; None elsewhere."""
-    if held.has(x):
-        return note_of_held(held_linear(x, weight, bias))
-    made = held.dropped(x)
-    if made is None:
-        return None
-    return note_of_held(held_linear(x, weight, bias, source=made.source, p=made.p, seed=made.seed))
+    origin = held.origin(x)
+    return None if origin is None else note_of_held(held_linear(x, weight, bias, **origin))
+
+
+def addmm_of_held(
+    held: HeldInputs, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float, alpha: float
+) -> Tensor | None:
+    """The exact ``addmm`` where ``mat1`` is held, or dropout of what is; None elsewhere."""
+    origin = held.origin(mat1)
+    return None if origin is None else note_of_held(held_addmm(input, mat1, mat2, beta=beta, alpha=alpha, **origin))
 
 
 def dropout_of_held(

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 import rmm_gnn.functional as lean
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.context.forward_pass import ForwardPass
-from rmm_gnn.context.handlers import HANDLERS
-from rmm_gnn.context.held import dropout_of_held, linear_of_held
+from rmm_gnn.context.handlers import HANDLERS, Handler
+from rmm_gnn.context.held import addmm_of_held, dropout_of_held, linear_of_held
 
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 # The first pass over a block; the second one of the reentrant variant, and of the other.
@@ -60,10 +60,13 @@ class compress_activations(TorchFunctionMode):
     those that sketch or round draw a seed in any case.
 
     *Inputs that live on anyway.*  The features of a full-batch graph, or the batch that a loop holds, take their memory
-    whether or not a layer keeps them.  Name them as ``held``: products that read one are then exact and keep a
-    reference, and products that read dropout of one keep a reference and a seed, from which backward drops out again.
-    Neither brings noise, nor a byte but the seed.  Changing a held tensor in place between forward and backward raises
-    an error.
+    whether or not a layer keeps them.  Name them as ``held``: products of the first two rows of the table, and calls of
+    ``rmm_linear`` and ``addmm`` of this library, are exact where they read one, and keep a reference; where they read
+    dropout of one, they keep a reference and a seed, from which backward drops out again.  Neither brings noise, nor a
+    byte but the seed; under autocast, as in any product, a low-precision copy of the weight if the tensor needs a
+    gradient.  Changing a held tensor in place between a product and backward raises an error.  Products of what was
+    changed in place after dropout, of a part of a held tensor, of dropout under a ``p`` that is a tensor, or of dropout
+    made before this entry are sketched; ``shared_input_linear`` and ``anchored_linear`` keep what they keep elsewhere.
 
     Args:
         config: What to keep; ``RMMConfig()`` if None.
@@ -155,6 +158,16 @@ def _rmm_linear(this: ForwardPass, x: Tensor, weight: Tensor, bias: Tensor | Non
     return lean.rmm_linear(x, weight, bias, **kwargs)
 
 
+def _addmm(
+    this: ForwardPass, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1, **kwargs: Any
+) -> Tensor:
+    if this.held is not None and mat2.requires_grad:
+        out = addmm_of_held(this.held, input, mat1, mat2, beta, alpha)
+        if out is not None:
+            return out
+    return lean.addmm(input, mat1, mat2, beta=beta, alpha=alpha, **kwargs)
+
+
 def _dropout(this: ForwardPass, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if this.held is not None and not kwargs.keys() & {"seed"}:
         out = dropout_of_held(this.held, x, *args, **kwargs)
@@ -163,7 +176,7 @@ def _dropout(this: ForwardPass, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return lean.dropout(x, *args, **kwargs)
 
 
-_OWN_HANDLERS = {lean.rmm_linear: _rmm_linear, lean.dropout: _dropout}
+_OWN_HANDLERS: dict[Any, Handler] = {lean.rmm_linear: _rmm_linear, lean.addmm: _addmm, lean.dropout: _dropout}
 
 
 @torch.compiler.assume_constant_result

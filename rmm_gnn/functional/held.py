@@ -50,6 +50,42 @@ def held_linear(
     return out if x.dim() == 2 else out.reshape(*x.shape[:-1], out.shape[-1])
 
 
+def held_addmm(
+    input: Tensor,  # broadcasts to [B, M]
+    mat1: Tensor,  # [B, N]
+    mat2: Tensor,  # [N, M]
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    source: Tensor | None = None,  # [B, N]
+    p: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:  # [B, M]
+    """``torch.addmm`` that keeps ``mat1`` itself, or what it was dropped out of and the seed; see ``held_linear``.
+
+    Args:
+        input: Added to the product, times ``beta``.
+        mat1: Left factor.
+        mat2: Right factor.
+        beta: Factor of ``input``.
+        alpha: Factor of the product.
+        source: What dropout made ``mat1`` of; None if it was not dropped out.
+        p: Probability of that dropout.
+        seed: Of its mask.
+
+    Returns:
+        The output.
+
+    Raises:
+        RuntimeError: As torch raises it, or in backward, as ``held_linear`` does.
+    """
+    if source is None and not _is_copied(mat1):
+        return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
+    kept = (mat1 if source is None else source).detach()
+    input, mat1, mat2 = as_autocast(input, mat1, mat2, like=mat1)  # type: ignore[assignment]
+    return torch.ops.rmm_gnn.held_addmm(input, mat1, kept, mat2, float(beta), float(alpha), p, seed)
+
+
 def _is_copied(x: Tensor) -> bool:
     """Whether torch's function would keep a copy of x, which autocast converts or which it flattens first."""
     return autocast_dtype(x) not in (None, x.dtype) or (x.dim() > 2 and not x.is_contiguous())
