@@ -318,6 +318,25 @@ def test_a_probe_sees_no_noise_and_a_controller_leaves_the_rate_alone():
     assert controller.rates["0"] == CONFIG.rate != controller.rates["2"]
 
 
+def test_inference_mode():
+    x, linear = features(), layer()
+    with torch.inference_mode(), compress_activations(CONFIG, held=(x,)):
+        dropped = F.dropout(x, 0.3)
+        out = linear(dropped)
+        torch.testing.assert_close(out, F.linear(dropped, linear.weight, linear.bias))
+
+
+@pytest.mark.parametrize("name", ["F.dropout", "none"])
+def test_tensors_of_inference_mode_cannot_be_kept_and_are_sketched(name):
+    with torch.inference_mode():
+        x = features() + 1.0
+    linear = layer()
+    with compress_activations(RMMConfig(rate=1.0, sketch="row_sampling"), held=(x,)):
+        dropped = DROPOUTS[name](x)
+        linear(dropped).sum().backward()
+    torch.testing.assert_close(linear.weight.grad, torch.ones(OUT, ROWS) @ dropped)
+
+
 def test_double_backward_raises():
     x, linear = features().requires_grad_(), layer()
     with compress_activations(CONFIG, held=(x,)):

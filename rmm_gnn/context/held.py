@@ -38,7 +38,8 @@ class HeldInputs:
     """
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self._tensors = tensors
+        # Autograd keeps no tensor of inference mode; a sketch of one, it does.
+        self._tensors = tuple(tensor for tensor in tensors if not tensor.is_inference())
         self._dropped: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def has(self, x: Tensor) -> bool:
@@ -47,6 +48,8 @@ class HeldInputs:
 
     def note(self, out: Tensor, source: Tensor, p: float, seed: Tensor) -> None:
         """Remember, while ``out`` lives, that it is dropout of ``source``."""
+        if out.is_inference():
+            return  # has no version, and no product of it a gradient
         self._dropped[out] = Dropped(source, p, seed, (out._version, source._version))
 
     def origin(self, x: Tensor) -> dict[str, Any] | None:
