@@ -345,6 +345,21 @@ def test_double_backward_raises():
         torch.autograd.grad(out.sum(), linear.weight, create_graph=True)
 
 
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda x: lean.dropout(x, "0.5"), "'p' must be a number"),
+        (lambda x: lean.dropout(x, torch.tensor(0.5)), "'p' must be a number"),
+        (lambda x: lean.rmm_linear(x, 3, config=CONFIG), "'weight' must be a tensor"),
+        (lambda x: F.dropout(x, "0.5"), "not supported between"),  # torch's words
+    ],
+)
+def test_wrong_arguments_raise_what_they_raise_elsewhere(call, match):
+    x = features()
+    with compress_activations(CONFIG, held=(x,)), pytest.raises(TypeError, match=match):
+        call(x)
+
+
 @pytest.mark.parametrize("held", [torch.ones(2, 2), 3, {"x": 1}.keys()])
 def test_held_has_to_be_a_sequence(held):
     with pytest.raises(TypeError, match="'held' must be a sequence of tensors"):

@@ -149,7 +149,7 @@ class compress_activations(TorchFunctionMode):
 
 
 def _rmm_linear(this: ForwardPass, x: Tensor, weight: Tensor, bias: Tensor | None = None, **kwargs: Any) -> Tensor:
-    if this.held is not None and weight.requires_grad:
+    if this.held is not None and _needs_gradient(weight):
         out = linear_of_held(this.held, x, weight, bias)
         if out is not None:
             return out
@@ -161,7 +161,7 @@ def _rmm_linear(this: ForwardPass, x: Tensor, weight: Tensor, bias: Tensor | Non
 def _addmm(
     this: ForwardPass, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1, **kwargs: Any
 ) -> Tensor:
-    if this.held is not None and mat2.requires_grad:
+    if this.held is not None and _needs_gradient(mat2):
         out = addmm_of_held(this.held, input, mat1, mat2, beta, alpha)
         if out is not None:
             return out
@@ -174,6 +174,10 @@ def _dropout(this: ForwardPass, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if out is not None:
             return out
     return lean.dropout(x, *args, **kwargs)
+
+
+def _needs_gradient(weight: Any) -> bool:
+    return isinstance(weight, Tensor) and weight.requires_grad
 
 
 _OWN_HANDLERS: dict[Any, Handler] = {lean.rmm_linear: _rmm_linear, lean.addmm: _addmm, lean.dropout: _dropout}
