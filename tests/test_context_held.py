@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -18,7 +19,7 @@ from rmm_gnn.autograd.bit_masks import TILE
 from rmm_gnn.autograd.dropout import apply_dropout, dropped_rows
 from rmm_gnn.functional.held import held_linear
 from rmm_gnn.nn import LeanDropout
-from tests.nn.recording import kept_storages, saved_tensors
+from tests.nn.recording import assert_unbiased, kept_storages, saved_tensors
 
 ROWS, WIDTH, OUT = 90, 16, 8
 CONFIG = RMMConfig(rate=0.1)
@@ -219,19 +220,107 @@ def test_what_was_changed_after_dropout_is_sketched():
     assert sum(kept.values()) == CONFIG.saved_bytes(ROWS, WIDTH)
 
 
-def test_dropout_of_what_was_changed_since_is_sketched():
-    x, linear, whole = features(), layer(), RMMConfig(rate=1.0, sketch="row_sampling")
-    for config in (CONFIG, whole):
-        linear.weight.grad = None
-        with compress_activations(config, held=(x,)), saved_tensors() as saved:
-            dropped = F.dropout(x, 0.3)
-            x.mul_(2.0)
-            out = linear(dropped)
+# Its sketch is exact: the gradient tells what was read.
+WHOLE = RMMConfig(rate=1.0, sketch="row_sampling")
+
+
+def assert_sketched(read):
+    """``read(config, x, linear)`` returns what the layer read, and its output."""
+    for config in (CONFIG, WHOLE):
+        x, linear = features(), layer()
+        with saved_tensors() as saved:
+            dropped, out = read(config, x, linear)
         kept = kept_storages(saved, besides=[x, *linear.parameters()])
         assert sum(kept.values()) == config.saved_bytes(ROWS, WIDTH)
         out.sum().backward()
-    # At the whole rate the sketch is exact: the gradient is that of what the layer read.
     torch.testing.assert_close(linear.weight.grad, torch.ones(OUT, ROWS) @ dropped)
+
+
+def test_dropout_of_what_was_changed_since_is_sketched():
+    def read(config, x, linear):
+        with compress_activations(config, held=(x,)):
+            dropped = F.dropout(x, 0.3)
+            x.mul_(2.0)
+            return dropped, linear(dropped)
+
+    assert_sketched(read)
+
+
+def test_dropout_that_an_earlier_entry_made_is_sketched():
+    def read(config, x, linear):
+        mode = compress_activations(config, held=(x,))
+        with mode:
+            dropped = F.dropout(x, 0.3)
+        with mode:
+            return dropped, linear(dropped)
+
+    assert_sketched(read)
+
+
+def test_dropout_under_a_probability_in_a_tensor_is_sketched():
+    def read(config, x, linear):
+        with compress_activations(config, held=(x,)):
+            dropped = F.dropout(x, torch.tensor(0.3))
+            return dropped, linear(dropped)
+
+    assert_sketched(read)
+
+
+@pytest.mark.parametrize("name", ["F.dropout", "none"])
+def test_an_inner_mode_decides_what_is_held(name):
+    def read(config, x, linear):
+        with compress_activations(CONFIG, held=(x,)), compress_activations(config):
+            dropped = DROPOUTS[name](x)
+            return dropped, linear(dropped)
+
+    assert_sketched(read)
+
+    x, linear = features(), layer()
+    with compress_activations(CONFIG), compress_activations(CONFIG, held=(x,)), saved_tensors() as saved:
+        linear(x)
+    assert not kept_storages(saved, besides=[x, *linear.parameters()])
+
+
+def test_dropout_of_the_outer_mode_is_sketched_in_the_inner_and_exact_after_it():
+    x, linear = features(), layer()
+    with compress_activations(CONFIG, held=(x,)):
+        dropped = F.dropout(x, 0.3)
+        for inner, expected in ((True, CONFIG.saved_bytes(ROWS, WIDTH)), (False, SEED_BYTES)):
+            with compress_activations(CONFIG) if inner else nullcontext(), saved_tensors() as saved:
+                linear(dropped)
+            assert sum(kept_storages(saved, besides=[x, *linear.parameters()]).values()) == expected
+
+
+def test_two_layers_that_read_one_dropout_keep_one_seed():
+    x, first, second = features(), layer(), layer()
+    with compress_activations(CONFIG, held=(x,)), saved_tensors() as saved:
+        dropped = F.dropout(x, 0.3)
+        out = first(dropped) + 2 * second(dropped)
+    kept = kept_storages(saved, besides=[x, *first.parameters(), *second.parameters()])
+    assert sum(kept.values()) == SEED_BYTES
+    out.sum().backward()
+    torch.testing.assert_close(first.weight.grad, torch.ones(OUT, ROWS) @ dropped)
+    torch.testing.assert_close(second.weight.grad, 2 * torch.ones(OUT, ROWS) @ dropped)
+
+
+@pytest.mark.parametrize("name", ["F.dropout", "none"])
+def test_a_parameter_may_be_held(name):
+    x, linear = nn.Parameter(features()), layer()
+    optimizer = torch.optim.SGD([x, *linear.parameters()], lr=0.1)
+    gradient = torch.randn(ROWS, OUT, generator=torch.Generator().manual_seed(4))
+    for _ in range(2):  # the optimizer changes it in place between the steps
+        optimizer.zero_grad()
+        with compress_activations(CONFIG, held=(x,)), saved_tensors() as saved:
+            dropped = DROPOUTS[name](x)
+            out = linear(dropped)
+        kept = kept_storages(saved, besides=[x, *linear.parameters()])
+        # The seed is kept by dropout itself, which needs it for the gradient of x, and once more by the product.
+        assert sum(kept.values()) == (0 if name == "none" else 2 * SEED_BYTES)
+        out.backward(gradient)
+        torch.testing.assert_close(linear.weight.grad, gradient.T @ dropped.detach())
+        scale = 1.0 if name == "none" else (dropped != 0) / 0.7
+        torch.testing.assert_close(x.grad, (gradient @ linear.weight.detach()) * scale)
+        optimizer.step()
 
 
 def test_changing_what_is_held_before_backward_raises():
@@ -293,16 +382,29 @@ def test_within_a_checkpointed_block_the_mask_comes_back(use_reentrant):
     torch.testing.assert_close(linear.weight.grad, torch.ones(OUT, ROWS) @ dropped)
 
 
-def test_compiled_code_sketches_what_is_held():
-    x, linear = features(), layer()
+@pytest.mark.parametrize("where", ["around", "inside"])
+def test_compiled_code_sketches_what_is_held(where):
+    x, linear = features() + 1.0, layer()
+    mode = compress_activations(RMMConfig(rate=0.5), held=(x,))
 
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def step(x):
-        return linear(x * 1.0).square().sum()
+    def loss(x):
+        return linear(x).square().sum()
 
-    with compress_activations(CONFIG, held=(x,)):
-        step(x).backward()
-    assert linear.weight.grad.isfinite().all()
+    def loss_inside(x):
+        with mode:
+            return loss(x)
+
+    compiled = torch.compile(loss if where == "around" else loss_inside, fullgraph=True, backend="aot_eager")
+
+    def gradient(loss):
+        with mode if where == "around" else nullcontext():
+            out = loss(x)
+        return torch.autograd.grad(out, linear.weight)[0]
+
+    exact = torch.autograd.grad(loss(x), linear.weight)[0]
+    torch.testing.assert_close(gradient(loss if where == "around" else loss_inside), exact)
+    estimate = assert_unbiased(lambda: gradient(compiled), exact, draws=300)
+    assert not torch.equal(estimate, exact)
 
 
 def test_a_probe_sees_no_noise_and_a_controller_leaves_the_rate_alone():
