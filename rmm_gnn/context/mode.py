@@ -60,7 +60,7 @@ class compress_activations(TorchFunctionMode):
     those that sketch or round draw a seed in any case.
 
     *Inputs that live on anyway.*  The features of a full-batch graph, or the batch that a loop holds, take their memory
-    whether or not a layer keeps them.  Name them as ``held``: products of the first two rows of the table, and calls of
+    whether or not a layer keeps them.  Name them as ``held``: the products in the first row of the table, and calls of
     ``rmm_linear`` and ``addmm`` of this library, are exact where they read one, and keep a reference; where they read
     dropout of one, they keep a reference and a seed, from which backward drops out again.  Neither brings noise, nor a
     byte but the seed; under autocast, as in any product, a low-precision copy of the weight if the tensor needs a
@@ -71,8 +71,8 @@ class compress_activations(TorchFunctionMode):
     Args:
         config: What to keep; ``RMMConfig()`` if None.
         held: Tensors that the caller keeps until backward in any case; None stands for none.  Objects that are not
-            strided tensors, such as sparse matrices, may be among them and are passed over.  Compiled code does not
-            look at them.
+            strided tensors, such as sparse matrices, may be among them and are passed over, and so are tensors made in
+            inference mode.  Compiled code does not look at them.
 
     Raises:
         TypeError: If ``config`` is not an ``RMMConfig``, or ``held`` is no sequence.
