@@ -52,12 +52,16 @@ PAIRS = {
         lambda x, **kwargs: lean.rmm_linear(x, MATRIX, BETA, config=CONFIG, **kwargs),
         lambda x: F.linear(x, MATRIX, BETA),
     ),
+    "anchored_linear": (
+        lambda x, **kwargs: lean.anchored_linear(x, MATRIX, x, config=CONFIG, **kwargs),
+        lambda x: F.linear(x, MATRIX),
+    ),
     "shared_input_linear": (
         lambda x, **kwargs: lean.shared_input_linear(x, MATRIX, codec="int8", **kwargs),
         lambda x: F.linear(x, MATRIX),
     ),
 }
-WITH_PARAMETERS = ["batch_norm", "layer_norm", "addmm", "rmm_linear", "shared_input_linear"]
+WITH_PARAMETERS = ["batch_norm", "layer_norm", "addmm", "rmm_linear", "anchored_linear", "shared_input_linear"]
 NAME = pytest.mark.parametrize("name", PAIRS)
 DRAWS = [name for name in PAIRS if name not in ("relu", "leaky_relu")]
 
