@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rmm_gnn.diagnostics.probe import NoiseRecord
+    from rmm_gnn.diagnostics.noise_record import NoiseRecord
 
 _MAX_LAYERS = 4
 

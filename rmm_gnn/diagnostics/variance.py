@@ -56,7 +56,7 @@ def sgd_variance(x: Tensor, grad_output: Tensor) -> Tensor:  # [B, N], [B, M]
         TypeError: If an argument is not a dense real floating-point tensor.
         ValueError: If an argument is not a matrix, the numbers of rows differ, or there are fewer than two.
     """
-    num_rows = _check_pair(x, grad_output, at_least=2)
+    num_rows = check_pair(x, grad_output, at_least=2)
     m = moments(x, grad_output)
     return (num_rows * m.d - m.c) / (num_rows - 1)
 
@@ -123,7 +123,7 @@ def noise_parts(
     anchor: Tensor | None = None,  # [B, N]
 ) -> NoiseParts:
     """Return the two summands of :func:`rmm_variance`; arguments, errors and cost are the same."""
-    num_rows = _check_pair(x, grad_output, at_least=1)
+    num_rows = check_pair(x, grad_output, at_least=1)
     check_positive_int("num_draws", num_draws)
     first = check_seed(seed, x.device)
     if row_norms is not None:
@@ -246,77 +246,13 @@ def alignment(x: Tensor, grad_output: Tensor) -> Tensor:  # [B, N], [B, M]
         TypeError: If an argument is not a dense real floating-point tensor.
         ValueError: If an argument is not a matrix, or the numbers of rows differ.
     """
-    _check_pair(x, grad_output, at_least=1)
+    check_pair(x, grad_output, at_least=1)
     m = moments(x, grad_output)
     return m.c / m.a
 
 
-def paper_rmm_variance(x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:  # [B, N], [B, M]
-    r"""Return the paper's formula for the variance of a Gaussian sketch (11), for comparison: it is wrong.
-
-    .. math::
-        \frac{|X|^2 |Y|^2 - |X^T Y|^2}{k} = \frac{a - c}{k}, \qquad \text{right:} \quad \frac{a + c}{k}
-
-    Its proof drops the fourth moment in (36).  For rows that all agree (a = c) it gives 0 for any k, although one
-    Gaussian number squared, the estimate of 1 at k = 1, has the variance 2.
-
-    Args:
-        x: Input of the layer.
-        grad_output: Gradient of its output.
-        sketch_size: k.
-
-    Returns:
-        A float64 scalar.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is not a matrix, the numbers of rows differ, or ``sketch_size`` is below 1.
-    """
-    _check_pair(x, grad_output, at_least=1)
-    check_positive_int("sketch_size", sketch_size)
-    m = moments(x, grad_output)
-    return (m.a - m.c) / sketch_size
-
-
-def paper_ratio_bound(x: Tensor, grad_output: Tensor, sketch_size: int) -> Tensor:  # [B, N], [B, M]
-    r"""Return the paper's upper bound on :math:`D^2_{RMM} / D^2_{SGD}` (12), for comparison: it does not hold.
-
-    .. math::
-        \frac{D^2_{RMM}}{D^2_{SGD}} \le \frac{B - 1}{k} \cdot \frac{\alpha + 1}{\alpha}
-
-    The last step of the proof (A.3) loses a term 2 |X|^2 |Y|^2.  Counterexample: x_i = t_i u and y_i = v / t_i.  Every
-    sample then has the same gradient, so D_SGD is 0, the sketch still adds noise, and the right side is finite.
-
-    Args:
-        x: Input of the layer.
-        grad_output: Gradient of its output.
-        sketch_size: k.
-
-    Returns:
-        A float64 scalar; inf where the gradient is 0.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is not a matrix, the numbers of rows differ, or ``sketch_size`` is below 1.
-
-    Example:
-        >>> t = torch.tensor([1.0, 2.0, 4.0]).unsqueeze(1)
-        >>> x, grad_output = t * torch.tensor([1.0, 0.0]), torch.tensor([3.0]) / t
-        >>> float(sgd_variance(x, grad_output))
-        0.0
-        >>> bool(rmm_variance(x, grad_output, RMMConfig(size=1, sketch="gaussian", center=False)) > 0)
-        True
-        >>> bool(paper_ratio_bound(x, grad_output, 1).isfinite())
-        True
-    """
-    num_rows = _check_pair(x, grad_output, at_least=1)
-    check_positive_int("sketch_size", sketch_size)
-    m = moments(x, grad_output)
-    return (num_rows - 1) / sketch_size * (m.c + m.a) / m.c
-
-
-def _check_pair(x: Tensor, grad_output: Tensor, at_least: int) -> int:
-    """Check the shapes and return B."""
+def check_pair(x: Tensor, grad_output: Tensor, at_least: int) -> int:
+    """Check that these are matrices [B, N] and [B, M] of ``at_least`` rows, and return B."""
     check_matrix("x", x)
     check_matrix("grad_output", grad_output)
     if x.shape[0] != grad_output.shape[0]:

@@ -14,7 +14,8 @@ from torch.nn import Module
 
 from rmm_gnn._validation import check_choice, check_positive_int, check_rate
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.diagnostics.probe import GradientProbe, NoiseRecord
+from rmm_gnn.diagnostics.noise_record import NoiseRecord
+from rmm_gnn.diagnostics.probe import GradientProbe
 from rmm_gnn.planning.controller_plot import draw_changes
 from rmm_gnn.sketches.moments import Moments
 
