@@ -141,7 +141,7 @@ class RMMConfig:
         Raises:
             ValueError: If what it draws depends on the data.
         """
-        if self.family.empty_state(1, 1, torch.float32, torch.device("meta")):
+        if self.family.depends_on_data:
             raise ValueError(
                 "'sketch' must be a family that does not depend on the data where it is anchored "
                 f"(got {self.family.name!r}). Use 'count_sketch', or anchor=False."

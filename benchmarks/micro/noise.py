@@ -33,7 +33,7 @@ from benchmarks.harness.datasets import load
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.methods import parse_sketch
 from benchmarks.micro.captured import Captured, capture
-from rmm_gnn import RMMConfig, Sketch
+from rmm_gnn import RMMConfig
 from rmm_gnn.anchor import fit_anchor, residual
 from rmm_gnn.codecs import get_codec
 from rmm_gnn.control_variates import column_means
@@ -100,7 +100,7 @@ def measure(
     seed = torch.zeros((), dtype=torch.int64, device=x.device)
     for (rows, mean, anchored), sketch in itertools.product(ways, sketches):
         family = parse_sketch(sketch)
-        if anchored and depends_on_data(family):
+        if anchored and family.depends_on_data:
             continue
         norms = seen.row_norms if family.reads_row_norms else None
         for rate in rates:
@@ -118,11 +118,6 @@ def measure(
                 share = (kept + anchored * fit_bytes) / whole
                 noise = (float(variance) + rounding.get(codec, 0.0)) / signal
                 yield Point(seen.epoch, seen.layer, sketch, centred, anchored, codec, rate, share, noise)
-
-
-def depends_on_data(family: Sketch) -> bool:
-    """Whether S depends on more than the seed."""
-    return bool(family.empty_state(1, 1, torch.float32, torch.device("meta")))
 
 
 def format_table(points: Sequence[Point], data_noise: dict[tuple[int, str], float]) -> str:
@@ -244,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal = (seen.x.T @ seen.y).double().square().sum()
         data_noise[seen.epoch, seen.layer] = float(sgd_variance(seen.x, seen.y) / signal)
         found = measure(seen, given.sketch, given.codec, given.rate, anchor=given.anchor)
-        anchored = [name for name in given.sketch if not depends_on_data(parse_sketch(name))] if given.anchor else []
+        anchored = [name for name in given.sketch if not parse_sketch(name).depends_on_data] if given.anchor else []
         total = (2 * len(given.sketch) + len(anchored)) * len(given.rate) * len(given.codec)
         points += tqdm(found, total=total, desc=f"{seen.layer}, epoch {seen.epoch}", file=sys.stderr)
     out = Path(given.out)

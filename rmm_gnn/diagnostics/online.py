@@ -91,8 +91,7 @@ class OnlineSketch:
         Raises:
             ValueError: If the variance of the config's family needs more than a, c and d.
         """
-        unit = torch.ones((), dtype=torch.float64, device=x.device)
-        if config.family.variance_of_moments(Moments(unit, unit, unit), x.shape[0], 1) is None:
+        if not config.family.variance_follows_from_moments:
             raise ValueError(
                 f"'config' must have a family whose variance follows from a, c, d (got {config.family.name!r}). "
                 "Measure exactly, or choose another family."
@@ -136,7 +135,7 @@ class OnlineSketch:
         if sketched is not self.x_sketch:
             kept = moments_of(sketched, self.kept_squares)
         variance = self.config.family.variance_of_moments(kept, num_rows, size)
-        assert variance is not None  # checked when the sketch was made
+        assert variance is not None  # as ``of`` has checked
         codec = get_codec(self.config.codec)
         rounding = torch.zeros_like(variance)
         if codec.rounds_at_random:

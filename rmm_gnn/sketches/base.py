@@ -146,6 +146,16 @@ class Sketch(ABC):
         """Return uninitialised tensors shaped and typed as ``prepare`` would return them."""
         return ()
 
+    @property
+    def depends_on_data(self) -> bool:
+        """Whether S depends on more than the seed: on the state that ``prepare`` makes of the data."""
+        return type(self).empty_state is not Sketch.empty_state
+
+    @property
+    def variance_follows_from_moments(self) -> bool:
+        """Whether a, c, d and the sizes decide the variance: whether ``variance_of_moments`` has a formula."""
+        return type(self).variance_of_moments is not Sketch.variance_of_moments
+
     def variance_of_moments(self, m: Moments, num_rows: int, sketch_size: int) -> Tensor | None:
         """Return E|X^T S S^T Y - X^T Y|_F^2 where a, c, d and the sizes decide it; None where they do not.
 

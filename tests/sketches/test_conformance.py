@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rmm_gnn.sketches import FAMILIES, Draw, from_spec, get_sketch
+from rmm_gnn.sketches.moments import Moments
 from tests.sketches.cases import CASES, state_of
 
 FAMILY = pytest.mark.parametrize("family", CASES.values(), ids=CASES.keys())
@@ -125,6 +126,16 @@ def test_state_is_of_the_announced_shapes(family):
         state = state_of(family, x, torch.tensor(1), 7)
         announced = family.empty_state(40, 7, dtype, torch.device("cpu"))
         assert [(t.shape, t.dtype) for t in state] == [(t.shape, t.dtype) for t in announced]
+
+
+@FAMILY
+def test_what_a_family_says_of_itself(family):
+    """That S depends on the data, by its state; that the variance follows from the moments, by its formula."""
+    assert family.depends_on_data == bool(state_of(family, torch.randn(40, 3), torch.tensor(1), 7))
+    one = torch.ones((), dtype=torch.float64)
+    assert family.variance_follows_from_moments == (
+        family.variance_of_moments(Moments(one, one, one), 40, 7) is not None
+    )
 
 
 @FAMILY
