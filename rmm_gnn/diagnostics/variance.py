@@ -223,13 +223,16 @@ def variance_ratio(
     config: RMMConfig,
     *,
     seed: int | Tensor = 0,
+    num_draws: int = 1,
+    row_norms: Tensor | None = None,
     anchor: Tensor | None = None,
 ) -> Tensor:
     """Return :func:`rmm_variance` over :func:`sgd_variance`: the noise that is added over the noise of the data.
 
     Arguments and errors are theirs.  Inf where the data bring none.
     """
-    return rmm_variance(x, grad_output, config, seed=seed, anchor=anchor) / sgd_variance(x, grad_output)
+    added = rmm_variance(x, grad_output, config, seed=seed, num_draws=num_draws, row_norms=row_norms, anchor=anchor)
+    return added / sgd_variance(x, grad_output)
 
 
 def alignment(x: Tensor, grad_output: Tensor) -> Tensor:  # [B, N], [B, M]

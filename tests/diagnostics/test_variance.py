@@ -147,6 +147,17 @@ def test_alignment_and_ratio():
     torch.testing.assert_close(variance_ratio(x, y, config), rmm_variance(x, y, config) / sgd_variance(x, y))
 
 
+def test_the_ratio_takes_what_the_variance_takes():
+    x, y = correlated()
+    norms = y.norm(dim=1) * torch.linspace(0.2, 2.0, NUM_ROWS, dtype=torch.float64)
+    config = RMMConfig(size=SIZE, sketch="importance_sampling", codec="int1")
+    given = {"row_norms": norms, "num_draws": 3, "seed": 5}
+    found = variance_ratio(x, y, config, **given)
+    torch.testing.assert_close(found, rmm_variance(x, y, config, **given) / sgd_variance(x, y))
+    for name in given:
+        assert found != variance_ratio(x, y, config, **{key: value for key, value in given.items() if key != name})
+
+
 # Anchored layers.
 
 
