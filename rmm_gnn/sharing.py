@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from rmm_gnn.config import RMMConfig
+
 # Kept tensors that a backward pass has read, for as long as they live.
 _READ: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -33,6 +35,22 @@ def note_of_held(out: Tensor) -> Tensor:
 def is_of_held(out: Tensor) -> bool:
     """Whether ``note_of_held`` noted it."""
     return out in _OF_HELD
+
+
+# Configs of products that a mode made, for as long as their outputs live.
+_CONFIGS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def note_config(out: Tensor, config: RMMConfig) -> Tensor:
+    """Note that ``out`` is a product whose input is kept by ``config``, which its caller does not know of."""
+    if not torch.compiler.is_compiling():
+        _CONFIGS[out] = config
+    return out
+
+
+def config_of(out: Tensor) -> RMMConfig | None:
+    """The config that ``note_config`` noted; None where it noted none."""
+    return _CONFIGS.get(out)
 
 
 class KeptOnce:

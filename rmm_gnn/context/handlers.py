@@ -13,6 +13,7 @@ import rmm_gnn.functional as lean
 from rmm_gnn.context.forward_pass import ForwardPass
 from rmm_gnn.context.held import addmm_of_held, dropout_of_held, linear_of_held
 from rmm_gnn.functional._calling import autocast_dtype
+from rmm_gnn.sharing import note_config
 
 Handler = Callable[..., Any]
 
@@ -54,9 +55,8 @@ def _linear(this: ForwardPass, input: Tensor, weight: Tensor, bias: Any = None) 
         out = linear_of_held(this.held, input, weight, bias)
         if out is not None:
             return out
-    return lean.rmm_linear(
-        input, weight, bias, config=this.config, seed=this.seed(input), shared=this.sketches(input, weight)
-    )
+    seed, shared = this.seed(input), this.sketches(input, weight)
+    return note_config(lean.rmm_linear(input, weight, bias, config=this.config, seed=seed, shared=shared), this.config)
 
 
 def _matmul(this: ForwardPass, input: Tensor, other: Tensor) -> Tensor:
@@ -77,7 +77,8 @@ def _addmm(
         if out is not None:
             return out
     seed = this.seed(mat1)
-    return lean.addmm(input, mat1, mat2, beta=beta, alpha=alpha, config=this.config, seed=seed)
+    out = lean.addmm(input, mat1, mat2, beta=beta, alpha=alpha, config=this.config, seed=seed)
+    return note_config(out, this.config)
 
 
 def _relu(this: ForwardPass, input: Tensor, inplace: bool = False) -> Tensor:

@@ -31,7 +31,8 @@ class GradientProbe:
 
     Give it a model and train as ever; every ``every``-th training forward pass is watched, in the model as it is: stock
     layers, converted ones, and models under ``compress_activations``.  A layer that keeps a sketch is judged by its own
-    config, an anchored one by what is left to sketch; one that keeps its input by ``config``, which anchors nothing.
+    config, an anchored one by what is left to sketch; a function of which a mode keeps a sketch by the mode's; what
+    keeps its input by ``config``, which anchors nothing.
     No random number of PyTorch's generators is drawn, so a run with a probe is the run without.
 
     *Memory.*  Records are kept for the newest ``max_records`` measurements only.  At a watched step, mode "exact" holds
@@ -40,8 +41,9 @@ class GradientProbe:
     closely where alpha is small, the square of the gradient, and alpha, with an error of the size of the sketch's own
     noise, so that they can come out negative.
 
-    *Limits.*  One forward pass is one step, also where gradients are accumulated over several.  Blocks under reentrant
-    checkpointing and compiled code are not seen.  A loss scale s multiplies all variances by s^2 and no ratio.  Where X
+    *Limits.*  One forward pass is one step, also where gradients are accumulated over several.  Not seen are blocks
+    under reentrant checkpointing, products within a ``compress_activations`` that the model itself enters, and compiled
+    code: a compiled model is refused, and one that is compiled later is never measured.  A loss scale s multiplies all variances by s^2 and no ratio.  Where X
     is multiplied by c W or by W plus a constant, it is the gradient of that matrix which is measured.
 
     A layer with ``importance_sampling`` is judged by the norms that it draws rows with; mode "sketch" does not know
@@ -49,7 +51,7 @@ class GradientProbe:
 
     Args:
         model: What is trained.
-        config: Judges layers that keep their whole input; ``RMMConfig()`` if None.
+        config: Judges layers and functions that keep their whole input; ``RMMConfig()`` if None.
         layers: Which weights to watch: a regular expression that matches their whole qualified names, or the names;
             all if None.
         every: Watch one step of so many, the first one included.

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import rmm_gnn.functional as lean
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.sharing import is_of_held
+from rmm_gnn.sharing import config_of, is_of_held
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,9 @@ class WatchProducts(TorchFunctionMode):
             for found in read(*args, **kwargs):
                 name = self._name_of(found.weight)
                 if name is not None and out.requires_grad and found.weight.requires_grad:
-                    kept = (found.config, found.codec, False, found.row_norms, found.anchor)
+                    # A product that the model left to torch may be one that a mode has made.
+                    config = found.config if found.codec is not None else found.config or config_of(out)
+                    kept = (config, found.codec, False, found.row_norms, found.anchor)
                     if is_of_held(out):
                         kept = (None, "fp32", True, None, None)
                     self._on_product(Product(name, found.x, out, *kept))

@@ -71,7 +71,8 @@ def test_every_weight_is_measured_whatever_the_layers_are(kind, theta):
     model = TwoGCN2(shared_weights=False, **settings)
     if "converted" in kind:
         convert_to_rmm(model, CONFIG)
-    records = run(model, features(), (lambda: compress_activations(CONFIG)) if "compressed" in kind else None)
+    other = RMMConfig(rate=0.5, codec="int2")  # the mode's, which functions are judged by, and converted layers not
+    records = run(model, features(), (lambda: compress_activations(other)) if "compressed" in kind else None)
     assert sorted(records) == sorted(WEIGHTS)
     beta = model.convs[0].beta
     for name in WEIGHTS[1:]:
@@ -80,7 +81,35 @@ def test_every_weight_is_measured_whatever_the_layers_are(kind, theta):
             exact = model.get_parameter(name).grad.square().sum() / (beta * model.convs[0].alpha) ** 2
             assert records[name].gradient_square == pytest.approx(float(exact), rel=1e-4)
         else:
-            assert records[name].sketch_size == N // 5 and records[name].rounding_variance > 0
+            assert records[name].sketch_size == (N // 2 if kind == "compressed" else N // 5)
+            assert records[name].rounding_variance > 0
+
+
+def test_functions_under_a_mode_are_judged_by_its_config():
+    """That the numbers are those of the mode's own config, and not of the probe's, whatever the function."""
+    w, x = torch.randn(8, 6), features()
+    config = RMMConfig(rate=0.5, sketch="norm_sampling", center=False)
+    functions = [
+        lambda self, x: F.linear(x, self.w.t()),
+        lambda self, x: x @ self.w,
+        lambda self, x: torch.mm(x, self.w),
+        lambda self, x: torch.addmm(torch.zeros(6), x, self.w),
+    ]
+    for function in functions:
+        model = Expression(function)
+        model.w = torch.nn.Parameter(w.clone())
+        record = run(model, x, lambda: compress_activations(config))["w"]
+        gradient = 2 * (x @ w) / (6 * N)
+        assert record.sketch_size == N // 2
+        assert record.rmm_variance == pytest.approx(float(rmm_variance(x, gradient, config)), rel=1e-4)
+        assert run(model, x)["w"].sketch_size == N // 5
+
+
+def test_importance_sampling_of_a_mode_has_no_norms_to_be_judged_by():
+    model, x = torch.nn.Linear(8, 3), features()
+    record = run(model, x, lambda: compress_activations(IMPORTANCE))["weight"]
+    gradient = 2 * model(x).detach() / (3 * N)
+    assert record.sketch_variance == pytest.approx(float(rmm_variance(x, gradient, IMPORTANCE)), rel=1e-4)
 
 
 @pytest.mark.parametrize("make", [GCN, GraphSAGE, GAT])
