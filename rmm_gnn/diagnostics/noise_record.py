@@ -14,6 +14,8 @@ class NoiseRecord:
         layer: Qualified name of the weight.
         num_rows: B.
         sketch_size: k.
+        kept: What is kept of X: "sketch"; "whole", as it is or in a codec, where the sketch is one that could be; or
+            "held", X itself by the caller in any case.
         gradient_square: |X^T Y|^2, the signal.
         sgd_variance: From the choice of samples (9); nan for a single row.
         sketch_variance: From S.
@@ -27,6 +29,7 @@ class NoiseRecord:
     layer: str
     num_rows: int
     sketch_size: int
+    kept: str
     gradient_square: float
     sgd_variance: float
     sketch_variance: float

@@ -32,8 +32,8 @@ class GradientProbe:
     Give it a model and train as ever; every ``every``-th training forward pass is watched, in the model as it is: stock
     layers, converted ones, and models under ``compress_activations``.  A layer that keeps a sketch is judged by its own
     config, an anchored one by what is left to sketch; a function of which a mode keeps a sketch by the mode's; what
-    keeps its input by ``config``, which anchors nothing.
-    No random number of PyTorch's generators is drawn, so a run with a probe is the run without.
+    keeps its input by ``config``, which anchors nothing.  No random number of PyTorch's generators is drawn, so a run
+    with a probe is the run without.
 
     *Memory.*  Records are kept for the newest ``max_records`` measurements only.  At a watched step, mode "exact" holds
     the input of every watched layer until its gradient has come, as stock layers do anyway; mode "sketch" never holds
@@ -43,8 +43,9 @@ class GradientProbe:
 
     *Limits.*  One forward pass is one step, also where gradients are accumulated over several.  Not seen are blocks
     under reentrant checkpointing, products within a ``compress_activations`` that the model itself enters, and compiled
-    code: a compiled model is refused, and one that is compiled later is never measured.  A loss scale s multiplies all variances by s^2 and no ratio.  Where X
-    is multiplied by c W or by W plus a constant, it is the gradient of that matrix which is measured.
+    code: a compiled model is refused, and one that is compiled later is never measured.  A loss scale s multiplies all
+    variances by s^2 and no ratio.  Where X is multiplied by c W or by W plus a constant, it is the gradient of that
+    matrix which is measured.
 
     A layer with ``importance_sampling`` is judged by the norms that it draws rows with; mode "sketch" does not know
     that family.
@@ -130,7 +131,7 @@ class GradientProbe:
         def watch(product: Product) -> None:
             nonlocal count
             count += 1
-            name = product.name
+            name, kept = product.name, _kept(product)
             # Taken out when it is used, so that X goes as soon as its gradient has come; and the hook must not hold the
             # tensor it hangs on, a cycle that would never be freed.
             held = [self._measurement(product, step * 10_007 + count)]
@@ -139,7 +140,7 @@ class GradientProbe:
                 if held:
                     with torch.no_grad(), torch.autocast(grad_output.device.type, enabled=False):
                         gradient = grad_output.reshape(-1, grad_output.shape[-1])
-                        self.records.append(_record(step, name, gradient.shape[0], *held.pop()(gradient)))
+                        self.records.append(_record(step, name, kept, gradient.shape[0], *held.pop()(gradient)))
 
             product.out.register_hook(record)
 
@@ -236,13 +237,20 @@ def _code_noise(rows: Tensor, gradient: Tensor, codec: str) -> NoiseParts:
     return NoiseParts(torch.zeros_like(rounding), rounding)
 
 
-def _record(step: int, layer: str, num_rows: int, m: Moments, noise: NoiseParts, size: int) -> NoiseRecord:
+def _kept(product: Product) -> str:
+    if product.held:
+        return "held"
+    return "sketch" if product.config is not None else "whole"
+
+
+def _record(step: int, layer: str, kept: str, num_rows: int, m: Moments, noise: NoiseParts, size: int) -> NoiseRecord:
     a, c, d, sketch, rounding = torch.stack([*m, *noise]).tolist()
     return NoiseRecord(
         step=step,
         layer=layer,
         num_rows=num_rows,
         sketch_size=size,
+        kept=kept,
         gradient_square=c,
         sgd_variance=(num_rows * d - c) / (num_rows - 1) if num_rows > 1 else float("nan"),
         sketch_variance=sketch,

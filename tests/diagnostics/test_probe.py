@@ -275,6 +275,25 @@ def test_records_are_written_one_object_a_line(tmp_path):
     assert lines[0]["sgd_variance"] is None and lines[1]["rmm_variance"] == probe.records[1].rmm_variance
 
 
+def test_a_record_says_what_is_kept(tmp_path):
+    x = features()
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+    convert_to_rmm(model, CONFIG, module_filter_fn=lambda module, name: name != "1")
+    with GradientProbe(model, CONFIG, every=1) as probe:
+        model(x).sum().backward()
+        with compress_activations(CONFIG, held=(x,)):
+            loss = model(x).sum()
+        loss.backward()
+    kept = {(record.step, record.layer): record.kept for record in probe.records}
+    assert [kept[0, f"{i}.weight"] for i in range(3)] == ["sketch", "whole", "sketch"]
+    assert [kept[1, f"{i}.weight"] for i in range(3)] == ["held", "sketch", "sketch"]
+    probe.to_jsonl(tmp_path / "noise.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "noise.jsonl").read_text().splitlines()]
+    assert [line["kept"] for line in lines] == [record.kept for record in probe.records]
+    coded = run(convert_to_rmm(TwoGCN2(shared_weights=False), RMMConfig(x0_codec="int2")), x)["convs.0.weight2"]
+    assert coded.kept == "whole"
+
+
 def test_the_plot_has_a_column_for_each_layer(tmp_path):
     pytest.importorskip("matplotlib")
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
