@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch.nn import Module
 
 from rmm_gnn._validation import check_choice, check_positive_int, check_rate
@@ -17,15 +16,12 @@ from rmm_gnn.config import RMMConfig
 from rmm_gnn.diagnostics.noise_record import NoiseRecord
 from rmm_gnn.diagnostics.probe import GradientProbe
 from rmm_gnn.planning.controller_plot import draw_changes
-from rmm_gnn.sketches.moments import Moments
+from rmm_gnn.planning.noise_at_rate import QUANTITIES, noise_share, quantity_at
 
-QUANTITIES = {
-    "ratio": lambda record: record.variance_ratio,
-    "share": lambda record: record.rmm_variance / max(record.rmm_variance + record.sgd_variance, 1e-300),
-    "relative": lambda record: record.relative_noise,
-}
 # Rates are powers of this, so that a layer meets few different configs, and compiled code is not traced over and over.
 _GRID = 1.02
+# A measurement counts as this many times the smoothed one at most.
+_MAX_JUMP = 10.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,8 @@ class NoiseController:
     probe measures D2_RMM and D2_SGD of every layer.  The noise of k sketch rows is known to go with k as the family's
     variance does, so the size that would meet the target is computed, not searched for.  A layer is left alone while
     its smoothed measurement is within ``band`` of the target (hysteresis), and moved by at most ``max_change`` at a
-    time.
+    time.  Rates out of bounds are brought into them at once.  Layers with one weight have one rate, at first that of
+    the first of them, and their noise is summed.
 
     Call ``step()`` once in every training step, after ``backward()``:
 
@@ -83,6 +80,7 @@ class NoiseController:
         TypeError: If an argument is of the wrong type.
 
     Example:
+        >>> import torch
         >>> from rmm_gnn import convert_to_rmm
         >>> model = convert_to_rmm(torch.nn.Linear(8, 4), RMMConfig(rate=0.02))
         >>> controller = NoiseController(model, target=1.0, every=1)
@@ -119,20 +117,23 @@ class NoiseController:
         self.smoothing = _number("smoothing", smoothing, above=-1e-9, below=1.0)
         self.max_change = _number("max_change", max_change, above=1.0)
         check_positive_int("max_history", max_history)
-        self._weights = _controlled(model)
-        if not self._weights:
+        self._owners = _controlled(model)
+        if not self._owners:
             raise ValueError(
                 "'model' must have layers that keep a share of the rows (got none). Call convert_to_rmm(model, "
                 "RMMConfig(rate=0.1)) first."
             )
-        self._probe = GradientProbe(model, layers=self._weights, every=every, mode=mode, max_records=10_000)
+        self._probe = GradientProbe(model, layers=self._owners, every=every, mode=mode, max_records=10_000)
+        for owners in self._owners.values():
+            self._set_rate(owners, _rate_of(owners[0][1]))
         self._smoothed: dict[str, float] = {}
         self.history: deque[RateChange] = deque(maxlen=max_history)
 
     @property
     def rates(self) -> dict[str, float]:
         """Rates of the controlled layers by name."""
-        return {name: module.config.rate for name, module in self._weights.values()}  # type: ignore[union-attr,misc]
+        owned = [layer for owners in self._owners.values() for layer in owners]
+        return {name: _rate_of(module) for name, module in owned}
 
     def remove(self) -> None:
         """Stop controlling; the rates stay."""
@@ -140,32 +141,53 @@ class NoiseController:
 
     def step(self) -> None:
         """Read what was measured since the last call, and move the rates that have to move."""
+        measured: dict[tuple[int, str], list[NoiseRecord]] = {}
         while self._probe.records:
             record = self._probe.records.popleft()
-            name, module = self._weights[record.layer]
-            config = module.config
-            assert isinstance(config, RMMConfig) and config.rate is not None
-            if record.sketch_size != config.sketch_size(record.num_rows):
-                continue  # the input was kept whole, whatever the rate: see `held` of compress_activations
-            measured = self._smooth(name, float(QUANTITIES[self.quantity](record)))
-            if not math.isfinite(measured):
-                continue
-            wanted = config.rate
-            if abs(math.log(max(measured, 1e-300) / self.target)) > math.log1p(self.band):
-                wanted = self._wanted(record, config, measured)
-            if wanted != config.rate:
-                # What was measured stands for the old rate; carry it over to the new one, or it would be moved again.
-                share = _noise_at(record, config, wanted) / max(record.rmm_variance, 1e-300)
-                self._smoothed[name] = self._shifted(measured, share)
-                module.config = replace(config, rate=wanted)
-            self.history.append(RateChange(record.step, name, measured, wanted))
+            # What is held, or kept whole, has no noise that a rate would change.
+            if record.kept == "sketch":
+                measured.setdefault((record.step, record.layer), []).append(record)
+        for (step, weight), records in measured.items():
+            self._follow(step, self._owners[weight], records)
+
+    def _follow(self, step: int, owners: list[tuple[str, Module]], records: list[NoiseRecord]) -> None:
+        """Take what a step measured of a weight into account, and move the rate of its layers if that has to move."""
+        name, module = owners[0]
+        config = module.config
+        assert isinstance(config, RMMConfig) and config.rate is not None
+        value = quantity_at(self.quantity, records, config)
+        negative = min(record.sketch_variance for record in records) < 0
+        if not math.isfinite(value) or (negative and name not in self._smoothed):
+            return  # nothing is known of the noise
+        measured = self._smooth(name, value)
+        wanted = config.rate
+        if measured <= 0 or abs(math.log(measured / self.target)) > math.log1p(self.band):
+            wanted = self._wanted(records, config, measured)
+        if wanted != config.rate:
+            # What was measured stands for the old rate; carry it over to the new one, or it would be moved again.
+            self._remember(name, self._shifted(measured, noise_share(records, config, wanted)))
+            self._set_rate(owners, wanted)
+        self.history.append(RateChange(step, name, measured, wanted))
 
     def _smooth(self, name: str, value: float) -> float:
         before = self._smoothed.get(name)
-        if math.isfinite(value):
-            kept = self.smoothing if before is not None else 0.0
-            self._smoothed[name] = kept * (before or 0.0) + (1.0 - kept) * value
-        return self._smoothed.get(name, math.nan)
+        if before is not None:
+            # One batch like no other must not decide for long.
+            value = self.smoothing * before + (1.0 - self.smoothing) * min(value, _MAX_JUMP * before)
+        self._remember(name, value)
+        return value
+
+    def _remember(self, name: str, value: float) -> None:
+        """Keep what is known of a layer, for which only a positive number will do; with any other, start anew."""
+        if math.isfinite(value) and value > 0:
+            self._smoothed[name] = value
+        else:
+            self._smoothed.pop(name, None)
+
+    def _set_rate(self, owners: list[tuple[str, Module]], rate: float) -> None:
+        for _, module in owners:
+            assert isinstance(module.config, RMMConfig)
+            module.config = replace(module.config, rate=min(max(rate, self.min_rate), self.max_rate))
 
     def _shifted(self, measured: float, share: float) -> float:
         """The quantity after the noise has changed by the factor ``share``."""
@@ -173,18 +195,23 @@ class NoiseController:
             return measured * share / (1.0 - measured + measured * share)
         return measured * share
 
-    def _wanted(self, record: NoiseRecord, config: RMMConfig, measured: float) -> float:
-        """The rate, on the grid and within bounds, at which the quantity would be closest to the target."""
+    def _wanted(self, records: list[NoiseRecord], config: RMMConfig, measured: float) -> float:
+        """The rate, on the grid and within bounds, at which the quantity would be closest to the target.
+
+        Of rates that bring it equally close, as where ``max_size`` decides how much is kept, the nearest.
+        """
         assert config.rate is not None
-        low = max(self.min_rate, config.rate / self.max_change)
-        high = min(self.max_rate, config.rate * self.max_change)
+        now = config.rate
+        low, high = max(self.min_rate, now / self.max_change), min(self.max_rate, now * self.max_change)
+        if measured <= 0:
+            return low  # as at rate 1, where there is no noise to compute with
         grid = [_GRID**power for power in range(math.ceil(math.log(low, _GRID)), math.floor(math.log(high, _GRID)) + 1)]
 
-        def miss(rate: float) -> float:
-            share = _noise_at(record, config, rate) / max(record.rmm_variance, 1e-300)
-            return abs(math.log(max(self._shifted(measured, share), 1e-300) / self.target))
+        def miss(rate: float) -> tuple[float, float]:
+            shifted = self._shifted(measured, noise_share(records, config, rate))
+            return abs(math.log(max(shifted, 1e-300) / self.target)), abs(math.log(rate / now))
 
-        return min((low, high, *(rate for rate in grid if low <= rate <= high)), key=miss)
+        return min((now, low, high, *(rate for rate in grid if low <= rate <= high)), key=miss)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs: the rates, what was measured, and the number of steps."""
@@ -201,9 +228,8 @@ class NoiseController:
                 f"'state' must be of the same layers (got {', '.join(state['rates'])}). "
                 f"This controller has {', '.join(self.rates)}."
             )
-        for name, module in self._weights.values():
-            assert isinstance(module.config, RMMConfig)
-            module.config = replace(module.config, rate=state["rates"][name])
+        for owners in self._owners.values():
+            self._set_rate(owners, state["rates"][owners[0][0]])
         self._smoothed = dict(state["smoothed"])
         self._probe.step = state["step"]
 
@@ -217,33 +243,21 @@ class NoiseController:
         draw_changes(self.history, path, quantity=self.quantity, target=self.target, band=self.band)
 
 
-def _controlled(model: Module) -> dict[str, tuple[str, Module]]:
-    """For the weight of every layer with a rate: the layer's name and the layer."""
+def _controlled(model: Module) -> dict[str, list[tuple[str, Module]]]:
+    """For every weight of layers with a rate: their names and the layers."""
     trained = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = {}
+    found: dict[str, list[tuple[str, Module]]] = {}
     for name, module in model.named_modules():
         weight: Any = getattr(module, "weight1", getattr(module, "weight", None))
         config = getattr(module, "config", None)
         if isinstance(config, RMMConfig) and config.rate is not None and id(weight) in trained and weight.dim() == 2:
-            found[trained[id(weight)]] = (name or "model", module)
+            found.setdefault(trained[id(weight)], []).append((name or "model", module))
     return found
 
 
-def _noise_at(record: NoiseRecord, config: RMMConfig, rate: float) -> float:
-    """What the measured noise would be at another rate: the sketch's as its formula has it, the codec's as 1/k.
-
-    The formula's factor is taken at d = a/B, as for rows of equal norm, and c = 0; for all families but row sampling
-    only the factor in front depends on k, and it does not matter.
-    """
-    size = replace(config, rate=rate).sketch_size(record.num_rows)
-    one = torch.ones((), dtype=torch.float64)
-    typical = Moments(one, 0 * one, one / record.num_rows)
-    now = config.family.variance_of_moments(typical, record.num_rows, record.sketch_size)
-    then = config.family.variance_of_moments(typical, record.num_rows, size)
-    factor = record.sketch_size / size
-    if now is not None and then is not None and float(now) > 0:
-        factor = float(then / now)
-    return record.sketch_variance * factor + record.rounding_variance * record.sketch_size / size
+def _rate_of(module: Module) -> float:
+    assert isinstance(module.config, RMMConfig) and module.config.rate is not None
+    return module.config.rate
 
 
 def _number(name: str, value: Any, *, above: float, below: float = math.inf) -> float:
