@@ -26,10 +26,15 @@ class NoiseLR(LRScheduler):
     .. math::
         \frac{|g|^2 + D^2_{SGD}}{|g|^2 + D^2_{SGD} + D^2_{RMM}}
 
-    and the base rate, tuned for exact gradients, is multiplied by this, all measured layers summed and smoothed over
+    and the rate, tuned for exact gradients, is multiplied by this, all measured layers summed and smoothed over
     measurements.  In full-batch training, where no samples are chosen, the data bring no noise: ``full_batch=True``
     leaves D2_SGD out.  The argument is for plain SGD; optimisers that divide by the gradient's own scale, such as Adam,
     react to noise by themselves, and there this is a heuristic.
+
+    *Other schedulers.*  At every ``step()`` a group's rate, as it is, is divided by the factor of before and multiplied
+    by that of now.  So this goes with any scheduler that changes the rate it finds, such as ``LinearLR``, ``StepLR`` or
+    ``CosineAnnealingLR`` down to 0: step both.  One that sets the rate from the base rates, such as ``LambdaLR`` or
+    ``OneCycleLR``, undoes the factor.
 
     Args:
         optimizer: Its groups' learning rates are scaled.
@@ -38,7 +43,7 @@ class NoiseLR(LRScheduler):
         every: Steps between measurements.
         smoothing: Weight of what was measured before, in [0, 1).
         mode: How the probe measures, "exact" or "sketch".
-        min_factor: The rate is never scaled below this.
+        min_factor: The rate is never scaled below this, in (0, 1).
         last_epoch: As in every scheduler of PyTorch.
 
     Raises:
@@ -67,11 +72,13 @@ class NoiseLR(LRScheduler):
         min_factor: float = 0.01,
         last_epoch: int = -1,
     ) -> None:
-        for name, value, top in (("smoothing", smoothing, 1.0), ("min_factor", min_factor, 1.0)):
-            if not 0.0 <= value < top:
-                raise ValueError(f"'{name}' must be in [0, 1) (got {value}). Choose another value.")
+        if not 0.0 <= smoothing < 1.0:
+            raise ValueError(f"'smoothing' must be in [0, 1) (got {smoothing}). Choose another value.")
+        if not 0.0 < min_factor < 1.0:
+            raise ValueError(f"'min_factor' must be in (0, 1) (got {min_factor}). Choose another value.")
         self.full_batch, self.smoothing, self.min_factor = full_batch, smoothing, min_factor
         self.factor = 1.0
+        self._applied = 1.0
         self._measured = False
         self._probe = GradientProbe(model, every=every, mode=mode, max_records=10_000)
         super().__init__(optimizer, last_epoch)
@@ -81,7 +88,7 @@ class NoiseLR(LRScheduler):
         self._probe.remove()
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """Return the base rates times the factor, after reading what was measured."""
+        """Return the groups' rates with the factor of now in place of that of before, after reading the records."""
         records = list(self._probe.records)
         self._probe.records.clear()
         added = sum(record.rmm_variance for record in records)
@@ -92,7 +99,8 @@ class NoiseLR(LRScheduler):
             kept = self.smoothing if self._measured else 0.0
             self.factor = kept * self.factor + (1.0 - kept) * (signal + data) / total
             self._measured = True
-        return [rate * max(self.min_factor, self.factor) for rate in self.base_lrs]
+        before, self._applied = self._applied, max(self.min_factor, self.factor)
+        return [group["lr"] * (self._applied / before) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state without the probe, whose hooks belong to the model."""

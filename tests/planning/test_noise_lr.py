@@ -86,8 +86,61 @@ def test_a_resumed_run_goes_on_as_it_was():
     assert resumed.get_last_lr() == scheduler.get_last_lr()
 
 
-@pytest.mark.parametrize(("name", "value"), [("smoothing", 1.0), ("min_factor", -0.1)])
-def test_errors(name, value):
+def scheduled(model, optimizer, noise_first):
+    """A ``NoiseLR`` and a warm-up, stepped in this order or the other."""
+    made = [
+        lambda: NoiseLR(optimizer, model, every=2),
+        lambda: torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.2, total_iters=4),
+    ]
+    first, second = (make() for make in (made if noise_first else made[::-1]))
+    return (first, second), (first if noise_first else second)
+
+
+def both_step(model, optimizer, schedulers, x):
+    step(model, optimizer, schedulers[0], x)
+    schedulers[1].step()
+
+
+@pytest.mark.parametrize("noise_first", [True, False])
+def test_it_goes_with_another_scheduler(noise_first):
+    model, optimizer, x = setting()
+    schedulers, noise = scheduled(model, optimizer, noise_first)
+    for count in range(1, 8):
+        both_step(model, optimizer, schedulers, x)
+        warm_up = 0.2 + 0.8 * min(count, 4) / 4
+        found = [group["lr"] for group in optimizer.param_groups]
+        assert found == pytest.approx([0.5 * warm_up * noise.factor, 0.1 * warm_up * noise.factor], rel=1e-6)
+    assert noise.factor < 0.9
+
+
+def test_a_resumed_run_with_another_scheduler_goes_on_as_it_was():
+    model, optimizer, x = setting()
+    schedulers, _ = scheduled(model, optimizer, True)
+    for _ in range(3):
+        both_step(model, optimizer, schedulers, x)
+    things = [model, optimizer, *schedulers]
+    state = copy.deepcopy([thing.state_dict() for thing in things])
+    again, other, _ = setting()
+    resumed, _ = scheduled(again, other, True)
+    for thing, saved in zip((again, other, *resumed), state, strict=True):
+        thing.load_state_dict(saved)
+    rates = []
+    for parts in ((model, optimizer, schedulers), (again, other, resumed)):
+        torch.manual_seed(1)
+        for _ in range(3):
+            both_step(*parts, x)
+        rates.append([group["lr"] for group in parts[1].param_groups])
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("smoothing", 1.0, r"'smoothing' must be in \[0, 1\)"),
+        ("min_factor", 0.0, r"'min_factor' must be in \(0, 1\)"),
+    ],
+)
+def test_errors(name, value, match):
     model, optimizer, _ = setting()
-    with pytest.raises(ValueError, match=rf"'{name}' must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=match):
         NoiseLR(optimizer, model, **{name: value})
