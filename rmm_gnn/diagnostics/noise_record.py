@@ -14,8 +14,8 @@ class NoiseRecord:
         layer: Qualified name of the weight.
         num_rows: B.
         sketch_size: k.
-        kept: What is kept of X: "sketch"; "whole", as it is or in a codec, where the sketch is one that could be; or
-            "held", X itself by the caller in any case.
+        kept: What is kept of X: "sketch"; "code", all of it in a codec; "whole", X as it is, where the variances are
+            those that a sketch would bring; or "held", X by the caller in any case.
         gradient_square: |X^T Y|^2, the signal.
         sgd_variance: From the choice of samples (9); nan for a single row.
         sketch_variance: From S.

@@ -240,6 +240,8 @@ def _code_noise(rows: Tensor, gradient: Tensor, codec: str) -> NoiseParts:
 def _kept(product: Product) -> str:
     if product.held:
         return "held"
+    if product.codec is not None:
+        return "code"
     return "sketch" if product.config is not None else "whole"
 
 

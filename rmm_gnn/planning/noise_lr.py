@@ -50,7 +50,8 @@ class NoiseLR(LRScheduler):
         ValueError: If a value is out of range, or the model trains no weight by a product.
 
     Example:
-        >>> model = torch.nn.Linear(8, 4)
+        >>> from rmm_gnn import RMMConfig, convert_to_rmm
+        >>> model = convert_to_rmm(torch.nn.Linear(8, 4), RMMConfig(rate=0.1))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> scheduler = NoiseLR(optimizer, model, every=1)
         >>> model(torch.randn(100, 8)).square().mean().backward()
@@ -91,9 +92,10 @@ class NoiseLR(LRScheduler):
         """Return the groups' rates with the factor of now in place of that of before, after reading the records."""
         records = list(self._probe.records)
         self._probe.records.clear()
-        added = sum(record.rmm_variance for record in records)
+        # Estimates can be negative; what is kept whole has no noise, but what it would have.
+        added = sum(max(0.0, record.rmm_variance) for record in records if record.kept != "whole")
         signal = sum(max(0.0, record.gradient_square) for record in records)
-        data = 0.0 if self.full_batch else sum(r.sgd_variance for r in records if math.isfinite(r.sgd_variance))
+        data = 0.0 if self.full_batch else sum(max(0.0, record.sgd_variance) for record in records)
         total = signal + data + added
         if records and math.isfinite(total) and total > 0:
             kept = self.smoothing if self._measured else 0.0

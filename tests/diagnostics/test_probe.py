@@ -291,7 +291,7 @@ def test_a_record_says_what_is_kept(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "noise.jsonl").read_text().splitlines()]
     assert [line["kept"] for line in lines] == [record.kept for record in probe.records]
     coded = run(convert_to_rmm(TwoGCN2(shared_weights=False), RMMConfig(x0_codec="int2")), x)["convs.0.weight2"]
-    assert coded.kept == "whole"
+    assert coded.kept == "code"
 
 
 def test_the_plot_has_a_column_for_each_layer(tmp_path):

@@ -1,12 +1,13 @@
 """The factor is the ratio of second moments that the docstring derives, and a resumed run goes on as it was."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from rmm_gnn import NoiseLR, RMMConfig, convert_to_rmm
+from rmm_gnn import NoiseLR, RMMConfig, convert_to_rmm, revert_rmm
 from rmm_gnn.diagnostics import GradientProbe
 
 
@@ -49,6 +50,26 @@ def test_less_noise_a_larger_step():
             step(model, optimizer, scheduler, x)
         factors.append(scheduler.factor)
     assert factors[0] < factors[1] < factors[2] == pytest.approx(1.0)
+
+
+def test_layers_that_keep_their_input_add_no_noise():
+    model, optimizer, x = setting()
+    scheduler = NoiseLR(optimizer, revert_rmm(model), every=1)
+    step(model, optimizer, scheduler, x)
+    assert scheduler.factor == 1.0
+
+
+def test_negative_estimates_count_as_nothing():
+    model, optimizer, x = setting()
+    scheduler = NoiseLR(optimizer, model, every=1)
+    step(model, optimizer, scheduler, x)
+    before = scheduler.factor
+    model(x).square().mean().backward()
+    records = scheduler._probe.records
+    for _ in range(len(records)):
+        records.append(replace(records.popleft(), sketch_variance=-1e9, sgd_variance=-1e9))
+    scheduler.step()
+    assert before < scheduler.factor == pytest.approx((before + 1.0) / 2)
 
 
 def test_between_measurements_the_rate_stays_and_measurements_are_smoothed():
