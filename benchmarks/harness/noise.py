@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from benchmarks.harness.methods import parse_sketch
 from benchmarks.harness.run_config import RunConfig
 
 # Steps between measurements.
@@ -20,9 +21,9 @@ class NoiseFollower:
         self._controller = self._scheduler = None
         if run.adaptive == "rate":
             assert run.noise_target is not None
-            self._controller = NoiseController(model, run.noise_target, every=_EVERY, mode="sketch")
+            self._controller = NoiseController(model, run.noise_target, every=_EVERY, mode=_mode(run))
         elif run.adaptive == "lr":
-            self._scheduler = NoiseLR(optimizer, model, full_batch=True, every=_EVERY, mode="sketch")
+            self._scheduler = NoiseLR(optimizer, model, full_batch=True, every=_EVERY, mode=_mode(run))
 
     def after_backward(self) -> bool:
         """Move the rates where they move; whether there was a measurement."""
@@ -41,3 +42,9 @@ class NoiseFollower:
         """Step, layer, measured noise and rate of every measurement."""
         changes = [] if self._controller is None else self._controller.history
         return [(change.step, change.layer, change.measured, change.rate) for change in changes]
+
+
+def _mode(run: RunConfig) -> str:
+    """From sketches, which takes the least memory, where the family's noise can be had from them."""
+    assert run.sketch is not None
+    return "sketch" if parse_sketch(run.sketch).variance_follows_from_moments else "exact"

@@ -175,7 +175,7 @@ def test_rates_follow_the_noise(make_run, digits):
     run = make_run(method=("rmm-lean",), adaptive=("rate",), noise_target=(5.0,), layers=2, hidden=16, epochs=31)
     result = train(run, digits, quiet=True)
     steps = sorted({step for step, *_ in result.noise})
-    assert steps == [0, 10, 20, 30] and len(result.noise) == 4 * 4  # two convolutions, two Linears
+    assert steps == [0, 10, 20, 30] and len(result.noise) == 4 * 3  # but lin_in, whose input is held
     assert all(measured == pytest.approx(5.0, rel=0.4) for step, _, measured, _ in result.noise if step == 30)
     assert result.saved_mean_bytes > 0
     assert run.label == "rmm-lean count_sketch 0.1 fp32, norm int2, x0 fp32, adaptive rate for noise 5"
@@ -187,3 +187,12 @@ def test_the_learning_rate_follows_the_noise(make_run, tiny):
     )
     assert followed.loss[1] == plain.loss[1] and followed.loss[2:] != plain.loss[2:]
     assert followed.noise == [] and followed.saved_mean_bytes is None
+
+
+@pytest.mark.parametrize("adaptive", ["rate", "lr"])
+@pytest.mark.parametrize("sketch", ["importance_sampling", "norm_sampling", "sors:transform=dct"])
+def test_families_whose_noise_needs_more_than_sketches_are_followed_too(make_run, tiny, sketch, adaptive):
+    given = {"noise_target": (5.0,)} if adaptive == "rate" else {}
+    run = make_run(method=("rmm-lean",), sketch=(sketch,), adaptive=(adaptive,), epochs=12, **given)
+    result = train(run, tiny, quiet=True)
+    assert len(result.loss) == 12 and len(result.noise) == (2 * 3 if adaptive == "rate" else 0)
