@@ -38,6 +38,10 @@ class NoiseFollower:
         if self._scheduler is not None:
             self._scheduler.step()
 
+    def rates(self) -> dict[str, float]:
+        """Rates of the layers whose rates move."""
+        return {} if self._controller is None else self._controller.rates
+
     def history(self) -> list[tuple[int, str, float, float]]:
         """Step, layer, measured noise and rate of every measurement."""
         changes = [] if self._controller is None else self._controller.history

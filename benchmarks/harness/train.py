@@ -53,7 +53,7 @@ class TrainResult:
         peak_bytes: Peak memory, or None where it cannot be had.
         peak_definition: What `peak_bytes` counts.
         epoch_s: Median seconds of a training step: forward, backward, optimiser; without evaluation.
-        wall_s: Seconds of the whole run.
+        wall_s: Seconds of the whole run, but for measurements of kept bytes between its steps.
         loss: Training loss of every epoch.
         epochs: The evaluated epochs.
         valid: Validation accuracy at each of `epochs`.
@@ -138,6 +138,8 @@ def train(run: RunConfig, dataset: NodeDataset, *, position: str = "", quiet: bo
     optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, weight_decay=run.weight_decay)
     follower = NoiseFollower(run, model, optimizer)
     kept: list[int] = []
+    kept_at: dict[str, float] = {}
+    measuring_s: list[float] = []
     step_s: list[float] = []
     losses: list[float] = []
     epochs: list[int] = []
@@ -157,15 +159,19 @@ def train(run: RunConfig, dataset: NodeDataset, *, position: str = "", quiet: bo
                 optimizer.zero_grad(set_to_none=True)
                 loss = loss_of(model)
                 loss.backward()
-                moved = follower.after_backward()
+                measured = follower.after_backward()
                 if run.clip > 0:
                     nn.utils.clip_grad_norm_(model.parameters(), run.clip)
                 optimizer.step()
                 follower.after_step()
             losses.append(loss.item())
             del loss  # or the graph of this step would live on beside the next one's
-            if moved:
-                kept.append(_kept_bytes(model, loss_of, data, run).total)
+            if measured and kept and follower.rates() == kept_at:
+                kept.append(kept[-1])  # measuring takes as long as several steps, and would find the same
+            elif measured:
+                with stopwatch(device, measuring_s):
+                    kept.append(_kept_bytes(model, loss_of, data, run).total)
+                kept_at = follower.rates()
             if epoch % run.eval_every == 0 or epoch == run.epochs:
                 scores = _evaluate(model, dataset, split)
                 epochs.append(epoch)
@@ -182,7 +188,7 @@ def train(run: RunConfig, dataset: NodeDataset, *, position: str = "", quiet: bo
         peak_bytes=peak.read_bytes(),
         peak_definition=peak.definition,
         epoch_s=statistics.median(step_s),
-        wall_s=time.perf_counter() - start,
+        wall_s=time.perf_counter() - start - sum(measuring_s),
         loss=losses,
         epochs=epochs,
         valid=valid,
@@ -207,7 +213,9 @@ def _kept_bytes(
         alive.update({kind: live.read(kind, loss) for kind in {device, "cpu"}})
         return loss
 
-    by_hooks = measure_saved_bytes(probe, forward, data)
+    # Nor must the run draw other numbers than one that is not measured.
+    with torch.random.fork_rng(devices=[torch.device(run.device)] if device == "cuda" else []):
+        by_hooks = measure_saved_bytes(probe, forward, data)
     return KeptBytes(
         convolutions=None if METHODS[run.method].own_hooks else by_hooks.convolutions,
         total=alive[device],

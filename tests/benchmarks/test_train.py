@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import time
 
 import pytest
 import torch
@@ -196,3 +198,24 @@ def test_families_whose_noise_needs_more_than_sketches_are_followed_too(make_run
     run = make_run(method=("rmm-lean",), sketch=(sketch,), adaptive=(adaptive,), epochs=12, **given)
     result = train(run, tiny, quiet=True)
     assert len(result.loss) == 12 and len(result.noise) == (2 * 3 if adaptive == "rate" else 0)
+
+
+def test_measuring_a_run_that_moves_its_rates_leaves_it_alone_and_is_done_when_they_move(make_run, tiny, monkeypatch):
+    run = make_run(method=("rmm-lean",), adaptive=("rate",), noise_target=(1e9,), epochs=61)
+    expected, calls = train(run, tiny, quiet=True), []
+    steps = sorted({step for step, *_ in expected.noise})
+    rates = [{layer: rate for step, layer, _, rate in expected.noise if step <= at} for at in steps]
+    moves = 1 + sum(one != other for one, other in itertools.pairwise(rates))
+
+    def measured(*args):
+        calls.append(args)
+        time.sleep(0.2)
+        return expected.saved
+
+    monkeypatch.setattr("benchmarks.harness.train._kept_bytes", measured)
+    start = time.perf_counter()
+    found = train(run, tiny, quiet=True)
+    total = time.perf_counter() - start
+    assert found.loss == expected.loss and found.noise == expected.noise
+    assert len(calls) == 1 + moves < 1 + len(steps)  # one before the run
+    assert found.wall_s < total - 0.2 * moves + 0.1
