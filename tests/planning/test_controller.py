@@ -56,12 +56,13 @@ def test_the_ratio_comes_to_its_target_from_either_side(start, codec):
 @pytest.mark.parametrize(("quantity", "target"), [("share", 0.5), ("relative", 1.0)])
 def test_other_quantities(quantity, target):
     _, controller, records = training(RMMConfig(rate=0.05), quantity=quantity, target=target)
+    assert all(0.01 < rate < 0.9 for rate in controller.rates.values())  # at a bound, nothing would be controlled
     for record in records:
         found = {
             "share": record.rmm_variance / (record.rmm_variance + record.sgd_variance),
             "relative": record.relative_noise,
         }[quantity]
-        if record.layer != "conv.weight2" and controller.rates[record.layer.partition(".")[0]] < 1:
+        if record.layer != "conv.weight2":
             assert found == pytest.approx(target, rel=0.35)
 
 
@@ -260,7 +261,7 @@ def test_a_model_without_rates_is_refused():
 
 def test_importance_sampling_comes_to_its_target_too():
     _, controller, records = training(RMMConfig(rate=0.5, sketch="importance_sampling"), target=2.0)
+    assert all(0.01 < rate < 0.9 and rate != 0.5 for rate in controller.rates.values())
     for record in records:
         if record.layer != "conv.weight2":
-            rate = controller.rates[record.layer.partition(".")[0]]
-            assert record.variance_ratio == pytest.approx(2.0, rel=0.4) or rate in (0.005, 1.0), record
+            assert record.variance_ratio == pytest.approx(2.0, rel=0.2), record
