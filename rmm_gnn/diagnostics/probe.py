@@ -84,8 +84,11 @@ class GradientProbe:
     ) -> None:
         if not isinstance(model, Module):
             raise TypeError(f"'model' must be a torch.nn.Module (got {type(model).__name__}). Pass the model itself.")
-        if hasattr(model, "_orig_mod"):
-            raise TypeError("'model' must not be compiled (got the result of torch.compile). Probe it uncompiled.")
+        if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+            raise TypeError(
+                "'model' must not be compiled (got the result of torch.compile, or of its own compile()). "
+                "Compiled code is never measured: pass, and run, the model uncompiled."
+            )
         if config is not None and not isinstance(config, RMMConfig):
             raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
         self.config = RMMConfig() if config is None else config

@@ -49,7 +49,8 @@ class NoiseController:
     variance does, so the size that would meet the target is computed, not searched for.  A layer is left alone while
     its smoothed measurement is within ``band`` of the target (hysteresis), and moved by at most ``max_change`` at a
     time.  Rates out of bounds are brought into them at once.  Layers with one weight have one rate, at first that of
-    the first of them, and their noise is summed.
+    the first of them, and their noise is summed.  What the probe does not see is not controlled: a compiled model is
+    refused, and the rates of one that is compiled later never move.
 
     Call ``step()`` once in every training step, after ``backward()``:
 
@@ -77,7 +78,7 @@ class NoiseController:
 
     Raises:
         ValueError: If a value is out of range, or the model has no layer with a rate.
-        TypeError: If an argument is of the wrong type.
+        TypeError: If an argument is of the wrong type, or ``model`` is compiled.
 
     Example:
         >>> import torch

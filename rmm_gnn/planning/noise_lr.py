@@ -48,6 +48,7 @@ class NoiseLR(LRScheduler):
 
     Raises:
         ValueError: If a value is out of range, or the model trains no weight by a product.
+        TypeError: If ``model`` is not a module or is compiled: a probe never measures compiled code.
 
     Example:
         >>> from rmm_gnn import RMMConfig, convert_to_rmm

@@ -334,6 +334,10 @@ def test_what_is_no_model_is_refused():
         GradientProbe(F.relu)
     with pytest.raises(TypeError, match="'model' must not be compiled"):
         GradientProbe(torch.compile(torch.nn.Linear(2, 2)))
+    model = torch.nn.Linear(2, 2)
+    model.compile(backend="eager")
+    with pytest.raises(TypeError, match="Compiled code is never measured"):
+        GradientProbe(model)
 
 
 IMPORTANCE = RMMConfig(rate=0.2, sketch="importance_sampling")

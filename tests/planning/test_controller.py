@@ -259,6 +259,17 @@ def test_a_model_without_rates_is_refused():
         NoiseController(Net(), target=1.0)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_compiled_model_is_refused(in_place):
+    model = convert_to_rmm(Net(), RMMConfig(rate=0.1))
+    if in_place:
+        model.compile(backend="eager")
+    else:
+        model = torch.compile(model, backend="eager")
+    with pytest.raises(TypeError, match="'model' must not be compiled"):
+        NoiseController(model, target=1.0)
+
+
 def test_importance_sampling_comes_to_its_target_too():
     _, controller, records = training(RMMConfig(rate=0.5, sketch="importance_sampling"), target=2.0)
     assert all(0.01 < rate < 0.9 and rate != 0.5 for rate in controller.rates.values())
