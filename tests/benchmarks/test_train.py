@@ -89,7 +89,7 @@ def test_a_context_is_in_force_in_the_forward_pass_of_training_alone(make_run, t
     seen = []
 
     @contextlib.contextmanager
-    def context(model, run):
+    def context(model, run, task):
         inside.append(run.method)
         yield
         inside.pop()
