@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -22,7 +21,6 @@ from rmm_gnn.planning.decision import Plan, PlanRow
 from rmm_gnn.planning.items import OUTSIDE
 from rmm_gnn.planning.survey import Survey, survey_of
 from rmm_gnn.planning.trials import Trials
-from rmm_gnn.sketches.moments import Moments
 
 _KINDS = {"norm_codec": "normalisation (functions)", "act_codec": "GELU, SiLU, ELU", "x0_codec": "x_0 of GCN2Conv"}
 # A plan whose measured bytes miss the predicted ones is made again with the difference; it settles at once or twice.
@@ -215,8 +213,7 @@ def _checked(
     settings = RMMConfig() if config is None else config
     if settings.anchor:
         raise ValueError("'config' must not be anchored (got anchor=True). A plan does not weigh that: leave it out.")
-    one = torch.ones((), dtype=torch.float64)
-    if settings.family.variance_of_moments(Moments(one, one, one), 2, 1) is None:
+    if not settings.family.variance_follows_from_moments:
         raise ValueError(
             f"'config' must have a family whose variance follows from a, c, d (got {settings.family.name!r}). "
             "Plan with count_sketch, the default."
