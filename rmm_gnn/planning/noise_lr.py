@@ -28,11 +28,12 @@ class NoiseLR(LRScheduler):
 
     and the rate, tuned for exact gradients, is multiplied by this, all measured layers summed and smoothed over
     measurements.  In full-batch training, where no samples are chosen, the data bring no noise: ``full_batch=True``
-    leaves D2_SGD out.  The argument is for plain SGD, of one step: over many steps noise
-    averages out, so that where the base rate is far from the limit of stability this trains more slowly than a fixed
-    rate (measured in ``benchmarks/micro/noise_lr.py``).  Use it where sketches make a rate diverge that exact gradients
-    stand; optimisers that divide by the gradient's own scale, such as Adam,
-    react to noise by themselves, and there this is a heuristic.
+    leaves D2_SGD out.
+
+    *When.*  The argument is for one step of plain SGD.  Over many steps noise averages out, so that with a base rate
+    far from the limit of stability this trains more slowly than the base rate alone (``benchmarks/micro/noise_lr.py``
+    measures it).  It is for base rates that exact gradients stand and sketched ones do not.  Optimisers that divide by
+    the gradient's own scale, such as Adam, react to noise by themselves; with them this loses.
 
     *Other schedulers.*  At every ``step()`` a group's rate, as it is, is divided by the factor of before and multiplied
     by that of now.  So this goes with any scheduler that changes the rate it finds, such as ``LinearLR``, ``StepLR`` or
