@@ -86,6 +86,7 @@ def plan(
         RuntimeError: If the model keeps more or less from one pass to the next.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
         >>> x = torch.randn(1000, 64)
         >>> made = plan(model, x, lambda out: out.square().mean(), budget="20%")
