@@ -56,8 +56,9 @@ def plan(
 
     Choices are made by noise to signal, summed over all weights: what optimisers that scale every weight's gradient,
     such as Adam, are sensitive to.  What was chosen is then measured as a whole, corrected for the normalisation
-    layers, chosen again, and the noise that the plan states is the measured one.  In all this takes about 25 steps and
-    one for each normalisation layer, of copies of the model.
+    layers, chosen again, and the noise that the plan states is the measured one (below 0.01, summed over the weights,
+    the predicted one).  A level of noise is aimed at up to four times more where more was measured; compare
+    ``Plan.noise``.  In all this takes about 25 steps and one for each normalisation layer, of copies of the model.
 
     The plan is made for the model, the batch and the weights as they are; noise changes over training, so plan again,
     or after some epochs of training, where that matters.  The bytes are counted as ``memory_report`` counts them.
