@@ -51,10 +51,9 @@ def _fit(x: Any, weight: Any, bias: Any = None) -> bool:
 def _linear(this: ForwardPass, input: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
     if not (_fit(input, weight, bias) and weight.requires_grad):
         return NotImplemented
-    if this.held is not None:
-        out = linear_of_held(this.held, input, weight, bias)
-        if out is not None:
-            return out
+    out = linear_of_held(this.held, input, weight, bias)
+    if out is not None:
+        return out
     seed, shared = this.seed(input), this.sketches(input, weight)
     return note_config(lean.rmm_linear(input, weight, bias, config=this.config, seed=seed, shared=shared), this.config)
 
@@ -72,10 +71,9 @@ def _addmm(
 ) -> Tensor:
     if not (_is_weight(mat2) and _is_dense(input) and _fit(mat1, mat2.t()) and mat1.dim() == 2):
         return NotImplemented
-    if this.held is not None:
-        out = addmm_of_held(this.held, input, mat1, mat2, beta, alpha)
-        if out is not None:
-            return out
+    out = addmm_of_held(this.held, input, mat1, mat2, beta, alpha)
+    if out is not None:
+        return out
     seed = this.seed(mat1)
     out = lean.addmm(input, mat1, mat2, beta=beta, alpha=alpha, config=this.config, seed=seed)
     return note_config(out, this.config)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 import rmm_gnn.functional as lean
+from rmm_gnn.functional.attention import is_kept_by_attention
 from rmm_gnn.functional.held import held_addmm, held_linear
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sharing import note_of_held
@@ -65,17 +66,17 @@ class HeldInputs:
         return {"source": made.source, "p": made.p, "seed": made.seed}
 
 
-def linear_of_held(held: HeldInputs, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """The exact product where ``x`` is held, or dropout of what is; None elsewhere."""
-    origin = held.origin(x)
+def linear_of_held(held: HeldInputs | None, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """The exact product where ``x`` is held, or dropout of what is, or attention keeps it; None elsewhere."""
+    origin = _origin(held, x)
     return None if origin is None else note_of_held(held_linear(x, weight, bias, **origin))
 
 
 def addmm_of_held(
-    held: HeldInputs, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float, alpha: float
+    held: HeldInputs | None, input: Tensor, mat1: Tensor, mat2: Tensor, beta: float, alpha: float
 ) -> Tensor | None:
-    """The exact ``addmm`` where ``mat1`` is held, or dropout of what is; None elsewhere."""
-    origin = held.origin(mat1)
+    """The exact ``addmm`` where ``mat1`` is held, or dropout of what is, or attention keeps it; None elsewhere."""
+    origin = _origin(held, mat1)
     return None if origin is None else note_of_held(held_addmm(input, mat1, mat2, beta=beta, alpha=alpha, **origin))
 
 
@@ -90,6 +91,11 @@ def dropout_of_held(
     out = lean.dropout(x, p, seed=seed)
     held.note(out, x, float(p), seed)
     return out
+
+
+def _origin(held: HeldInputs | None, x: Tensor) -> dict[str, Any] | None:
+    origin = None if held is None else held.origin(x)
+    return {} if origin is None and is_kept_by_attention(x) else origin
 
 
 def _same_memory(x: Tensor, other: Tensor) -> bool:

@@ -45,6 +45,8 @@ class compress_activations(TorchFunctionMode):
     are reached.  Linear layers, converted ones too, that read one tensor under one config share one sketch of it, each
     of them once: where a layer reads it again, as in the next step, S is a fresh one; ``addmm`` keeps one of its own.
     ``importance_sampling`` is ``norm_sampling`` for functions, which have no layer to hold norms for them.
+    A product that reads what a fused kernel of ``scaled_dot_product_attention`` keeps, its output, keeps nothing new
+    and is exact; attention itself is left to torch.
     Other functions, and calls that torch would refuse, pass through; ``memory_report`` lists what they keep.  Among
     them is what composite functions such as ``F.multi_head_attention_forward`` call within themselves: a mode does not
     see that.  Of nested modes the inner one decides.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.functional import rmm_linear
+from rmm_gnn.functional.attention import is_kept_by_attention
+from rmm_gnn.functional.held import held_linear
 from rmm_gnn.nn import _row_norms
 from rmm_gnn.seeding import draw_seed
+from rmm_gnn.sharing import note_of_held
 
 
 def training_linear(
@@ -27,12 +31,17 @@ def training_linear(
     The seed is drawn in every training call, also with grad mode off: reentrant checkpointing runs its first pass so,
     and a generator that it does not advance would give the same S at every step.  Where the sketch's family reads them,
     ``layer`` holds the norms of its gradient's rows until the next step.
+
+    An x that fused attention keeps in any case is kept with it, for nothing, and the product is exact.
     """
     if not (training and parameter.requires_grad):
         return F.linear(x, weight, bias)
+    seed = draw_seed(x)
+    if torch.is_grad_enabled() and is_kept_by_attention(x):
+        return note_of_held(held_linear(x, weight, bias))
     if not _row_norms.are_held_for(config):
-        return rmm_linear(x, weight, bias, config=config, seed=draw_seed(x))
+        return rmm_linear(x, weight, bias, config=config, seed=seed)
     row_norms = _row_norms.of_the_step_before(layer, x)
-    out = rmm_linear(x, weight, bias, config=config, seed=draw_seed(x), row_norms=row_norms)
+    out = rmm_linear(x, weight, bias, config=config, seed=seed, row_norms=row_norms)
     _row_norms.note(layer, out, config.workspace_bytes)
     return out

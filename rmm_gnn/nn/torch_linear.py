@@ -19,7 +19,7 @@ class RMMTorchLinear(torch.nn.Linear):
 
     The output and the gradients of input and bias are exact; the weight gradient is an unbiased estimate.  With a
     frozen weight, or in ``eval()`` outside of ``compress_activations``, it is ``torch.nn.Linear``: nothing is kept and
-    nothing drawn.
+    nothing drawn.  An input that fused attention keeps, its output, is kept with it, and the gradient is exact.
 
     Args:
         in_features: Size of each input sample.
