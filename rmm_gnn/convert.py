@@ -125,14 +125,34 @@ def convert_to_rmm(
             "Candidates are torch.nn.Linear, torch_geometric.nn.Linear and GCN2Conv, and with lean=True activations, "
             "dropout and normalisation of torch.nn; not their subclasses."
         )
-    for name in selected:
-        _check_swappable(candidates[name], name)
-    for name, settings in reversed(selected.items()):  # of a shared layer's names, the first one decides
-        module = candidates[name]
-        module.__class__ = swaps.get(type(module), type(module))
-        module.config = settings
-        forget(module)
+    swap_layers({name: (candidates[name], settings) for name, settings in selected.items()}, swaps)
     return model
+
+
+def swap_layers(selected: Mapping[str, tuple[Module, RMMConfig]], swaps: Mapping[type[Module], type[Module]]) -> None:
+    """Swap the classes of the selected layers by ``swaps`` and give them their configs; all of them, or none.
+
+    Classes that ``swaps`` does not list, such as those of layers that are swapped already, stay.
+
+    Args:
+        selected: Layers and configs by qualified name.
+        swaps: Classes and what takes their place; what it lists for a class of another library says so by a class
+            attribute ``stands_for``, by which ``revert_rmm`` finds the way back.
+
+    Raises:
+        ValueError: If a layer has a forward of its own, is compiled, or has an attribute ``config`` already.
+    """
+    for name, (module, _) in selected.items():
+        _check_swappable(module, name, is_swapped=type(module) not in swaps)
+    for module, settings in reversed(list(selected.values())):  # of a shared layer's names, the first one decides
+        module.__class__ = swaps.get(type(module), type(module))
+        vars(module)["config"] = settings
+        forget(module)
+
+
+def original_of(layer: type[Module]) -> type[Module] | None:
+    """The class that ``layer`` takes the place of, None where it is none that takes the place of another."""
+    return _ORIGINALS.get(layer) or layer.__dict__.get("stands_for")
 
 
 def revert_rmm(model: ModelT) -> ModelT:
@@ -141,10 +161,11 @@ def revert_rmm(model: ModelT) -> ModelT:
     Returns the same model.  The parameters stay the same objects.  A model without such layers is returned as it is.
     """
     for module in model.modules():
-        original = _ORIGINALS.get(type(module))
+        original = original_of(type(module))
         if original is not None:
             module.__class__ = original
             del module.config
+            module.__dict__.pop("sketches", None)
             forget(module)
     return model
 
@@ -187,10 +208,10 @@ def _checked_answer(answer: object, name: str) -> bool | RMMConfig:
     return answer
 
 
-def _check_swappable(module: Module, name: str) -> None:
+def _check_swappable(module: Module, name: str, *, is_swapped: bool) -> None:
     name = name or "model"
     own = [key for key in ("forward", "_compiled_call_impl") if module.__dict__.get(key) is not None]
-    if type(module) in _ALL_SWAPS and hasattr(module, "config"):
+    if not is_swapped and hasattr(module, "config"):
         raise ValueError(
             f"'{name}' must not have an attribute 'config' of its own (got {module.config!r}). "
             "The converted layer keeps its RMMConfig there; rename yours."

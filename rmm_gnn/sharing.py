@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rmm_gnn.config import RMMConfig
@@ -81,3 +82,62 @@ class KeptOnce:
         made = make()
         entries[key] = tensor._version, [weakref.ref(kept) for kept in made]
         return made
+
+
+class Reading(KeptOnce):
+    """The sketches of one tensor that several weights, which read it once each, share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readers: set[Hashable] = set()
+        self._seed: Tensor | None = None
+
+    def join(self, reader: Hashable) -> bool:
+        """Count ``reader`` in, if it has not read the tensor yet."""
+        new = reader not in self._readers
+        self._readers.add(reader)
+        return new
+
+    def seed(self, drawn: Tensor) -> Tensor:
+        """Return the seed that the first reader drew, which is ``drawn`` for the first.
+
+        With it, readers have one S also where they cannot share one sketch: while a checkpointed block runs, autograd
+        keeps nothing that the next layer could find.
+        """
+        if self._seed is None:
+            self._seed = drawn
+        return self._seed
+
+
+class SharedSketches:
+    """Finds for layers that read one tensor the sketch which the first of them made; holds no sketch itself.
+
+    One object serves the layers that may share.  A copy, or what is unpickled, is a new one, and of a copied model all
+    layers have the same new one.
+    """
+
+    def __init__(self) -> None:
+        # Made when it is needed: torch.compile, where it traces the making of this object, cannot trace that of these.
+        self._readings: WeakIdKeyDictionary | None = None
+
+    def __reduce__(self) -> tuple[type[SharedSketches], tuple[()]]:
+        return SharedSketches, ()
+
+    def of(self, x: Tensor, weight: Tensor) -> Reading | None:
+        """Return where the sketches are that other weights made of ``x`` since ``weight`` read it last.
+
+        A weight that reads one tensor again, as in the next step or in every step of a loop, gets a fresh S.  None
+        where readers cannot be told apart: weights that are computed anew at every call.  Neither does traced code
+        share, which could not look tensors up.
+        """
+        owner = weight if weight._base is None else weight._base
+        if torch.compiler.is_compiling() or not isinstance(owner, Parameter):
+            return None
+        reader = id(owner), weight.storage_offset(), weight.shape, weight.stride()
+        if self._readings is None:
+            self._readings = WeakIdKeyDictionary()
+        reading: Reading | None = self._readings.get(x)
+        if reading is None or not reading.join(reader):
+            reading = self._readings[x] = Reading()
+            reading.join(reader)
+        return reading

@@ -23,10 +23,11 @@ LAYERS = [
     {"nn", "context", "diagnostics"},
     {"convert", "baselines"},
     {"planning"},
+    {"hf"},
     {"__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ABOVE_NN = {"nn", "convert", "baselines", "planning", "__init__"}
+ABOVE_NN = {"nn", "convert", "baselines", "planning", "hf", "__init__"}
 
 
 def imports(path):
@@ -52,6 +53,7 @@ def test_imports_point_downward():
         own = part(path)
         for name in imports(path):
             assert own == "__init__" or name != "rmm_gnn", f"{path.relative_to(PACKAGE)} imports from the root"
+            assert own == "hf" or not name.startswith("rmm_gnn.hf"), f"{path.relative_to(PACKAGE)} imports the adapter"
             if name.startswith("rmm_gnn.") and name.split(".")[1] != own:
                 assert LEVEL[name.split(".")[1]] < LEVEL[own], f"{path.relative_to(PACKAGE)} imports {name}"
 

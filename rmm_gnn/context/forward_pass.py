@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.utils.weak import WeakIdKeyDictionary
 
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.context.held import HeldInputs
 from rmm_gnn.seeding import draw_seed
-from rmm_gnn.sharing import KeptOnce
+from rmm_gnn.sharing import SharedSketches
 
 
 class ForwardPass:
@@ -21,14 +17,14 @@ class ForwardPass:
     Attributes:
         config: What to keep.
         checkpoints: How many checkpointed blocks were running on entry.
+        sketches: What products that read one tensor share.
     """
 
     def __init__(self, config: RMMConfig, checkpoints: int, held: tuple[Tensor, ...] = ()) -> None:
         self.config = config
         self._held = HeldInputs(held) if held else None
         self.checkpoints = checkpoints
-        # Made when it is needed: torch.compile, which traces the entry, cannot trace the making of this.
-        self._readings: WeakIdKeyDictionary | None = None
+        self.sketches = SharedSketches()
         self._start = int(draw_seed(torch.empty(0))) if checkpoints else None
         self._generators: dict[torch.device, torch.Generator] = {}
 
@@ -52,29 +48,3 @@ class ForwardPass:
         if like.device not in self._generators:
             self._generators[like.device] = torch.Generator(like.device).manual_seed(self._start)
         return draw_seed(like, self._generators[like.device])
-
-    def sketches(self, x: Tensor, weight: Tensor) -> KeptOnce | None:
-        """Return where the sketches are that other weights made of ``x`` since ``weight`` read it last.
-
-        A weight that reads one tensor again, as in every step of a loop within the mode, gets a fresh S.  None where
-        readers cannot be told apart: weights that are computed anew at every call.
-        """
-        owner = weight if weight._base is None else weight._base
-        if torch.compiler.is_compiling() or not isinstance(owner, Parameter):
-            return None
-        reader = id(owner), weight.storage_offset(), weight.shape, weight.stride()
-        if self._readings is None:
-            self._readings = WeakIdKeyDictionary()
-        reading = self._readings.get(x)
-        if reading is None or reader in reading.readers:
-            reading = self._readings[x] = _Reading()
-        reading.readers.add(reader)
-        return reading.sketches
-
-
-class _Reading:
-    """The weights that have read a tensor once each, and the sketches they share."""
-
-    def __init__(self) -> None:
-        self.readers: set[Hashable] = set()
-        self.sketches = KeptOnce()

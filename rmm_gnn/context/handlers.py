@@ -54,7 +54,7 @@ def _linear(this: ForwardPass, input: Tensor, weight: Tensor, bias: Any = None) 
     out = linear_of_held(this.held, input, weight, bias)
     if out is not None:
         return out
-    seed, shared = this.seed(input), this.sketches(input, weight)
+    seed, shared = this.seed(input), this.sketches.of(input, weight)
     return note_config(lean.rmm_linear(input, weight, bias, config=this.config, seed=seed, shared=shared), this.config)
 
 

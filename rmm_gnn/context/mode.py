@@ -156,7 +156,7 @@ def _rmm_linear(this: ForwardPass, x: Tensor, weight: Tensor, bias: Tensor | Non
         if out is not None:
             return out
     if kwargs.get("shared") is None and isinstance(x, Tensor) and isinstance(weight, Tensor):
-        kwargs["shared"] = this.sketches(x, weight)
+        kwargs["shared"] = this.sketches.of(x, weight)
     return lean.rmm_linear(x, weight, bias, **kwargs)
 
 

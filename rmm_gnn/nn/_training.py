@@ -13,7 +13,7 @@ from rmm_gnn.functional.attention import is_kept_by_attention
 from rmm_gnn.functional.held import held_linear
 from rmm_gnn.nn import _row_norms
 from rmm_gnn.seeding import draw_seed
-from rmm_gnn.sharing import note_of_held
+from rmm_gnn.sharing import SharedSketches, note_of_held
 
 
 def training_linear(
@@ -25,6 +25,7 @@ def training_linear(
     training: bool,
     parameter: Tensor,
     layer: Module,
+    sketches: SharedSketches | None = None,
 ) -> Tensor:  # [*, M]
     """Return x W^T + b; in training with a trainable ``parameter`` behind ``weight``, through a fresh sketch of x.
 
@@ -40,7 +41,10 @@ def training_linear(
     if torch.is_grad_enabled() and is_kept_by_attention(x):
         return note_of_held(held_linear(x, weight, bias))
     if not _row_norms.are_held_for(config):
-        return rmm_linear(x, weight, bias, config=config, seed=seed)
+        reading = None if sketches is None else sketches.of(x, weight)
+        if reading is not None:
+            seed = reading.seed(seed)
+        return rmm_linear(x, weight, bias, config=config, seed=seed, shared=reading)
     row_norms = _row_norms.of_the_step_before(layer, x)
     out = rmm_linear(x, weight, bias, config=config, seed=seed, row_norms=row_norms)
     _row_norms.note(layer, out, config.workspace_bytes)

@@ -7,6 +7,7 @@ from torch_geometric.nn import Linear
 
 from rmm_gnn.config import RMMConfig, resolve_config
 from rmm_gnn.nn._training import training_linear
+from rmm_gnn.sharing import SharedSketches
 from rmm_gnn.sketches import Sketch
 
 
@@ -45,6 +46,8 @@ class RMMLinear(Linear):
     """
 
     config: RMMConfig
+    # Where layers that read one tensor find each other's sketch; every layer makes its own where this is None.
+    sketches: SharedSketches | None = None
 
     def __init__(
         self,
@@ -63,7 +66,14 @@ class RMMLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return training_linear(
-            x, self.weight, self.bias, config=self.config, training=self.training, parameter=self.weight, layer=self
+            x,
+            self.weight,
+            self.bias,
+            config=self.config,
+            training=self.training,
+            parameter=self.weight,
+            layer=self,
+            sketches=self.sketches,
         )
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rmm_gnn.config import RMMConfig, resolve_config
 from rmm_gnn.nn._training import training_linear
+from rmm_gnn.sharing import SharedSketches
 from rmm_gnn.sketches import Sketch
 
 
@@ -45,6 +46,8 @@ class RMMTorchLinear(torch.nn.Linear):
     """
 
     config: RMMConfig
+    # Where layers that read one tensor find each other's sketch; every layer makes its own where this is None.
+    sketches: SharedSketches | None = None
 
     def __init__(
         self,
@@ -73,7 +76,14 @@ class RMMTorchLinear(torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return training_linear(
-            input, self.weight, self.bias, config=self.config, training=self.training, parameter=self.weight, layer=self
+            input,
+            self.weight,
+            self.bias,
+            config=self.config,
+            training=self.training,
+            parameter=self.weight,
+            layer=self,
+            sketches=self.sketches,
         )
 
     def extra_repr(self) -> str:

@@ -1,0 +1,154 @@
+"""Make a model of transformers train through sketches, in place."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from torch.nn import Module
+
+from rmm_gnn._validation import check_bool
+from rmm_gnn.config import RMMConfig
+from rmm_gnn.convert import LEAN_SWAPS, SWAPS, original_of, swap_layers
+from rmm_gnn.hf.config import AnyConfig, read_config
+from rmm_gnn.hf.targets import ALL_LINEAR, Names, named_layers, select, takes_sketches
+from rmm_gnn.sharing import SharedSketches
+
+ModelT = TypeVar("ModelT", bound=Module)
+
+
+def apply_rmm(
+    model: ModelT,
+    config: AnyConfig = None,
+    target_modules: Names = ALL_LINEAR,
+    exclude: Names | None = None,
+    *,
+    whole_block: bool = False,
+    share: bool = True,
+) -> ModelT:
+    """Make the linear layers of ``model`` keep sketches of their inputs; returns the same model, changed in place.
+
+    Layers are swapped as ``convert_to_rmm`` swaps them: parameters, ties, state_dict keys and hooks stay, a checkpoint
+    saved afterwards is one of the model as it was, and ``revert_rmm`` turns everything back.  Converted are layers
+    whose class is exactly ``torch.nn.Linear`` (BERT, RoBERTa, DistilBERT, ALBERT, DeBERTa, T5, Llama and most others),
+    ``Conv1D`` of transformers (GPT-2), and what ``convert_to_rmm`` converts; with peft, the matrices A and B of LoRA,
+    before or after ``get_peft_model``.  Frozen weights keep nothing.  Left alone are subclasses, such as int8 layers,
+    weights stored as codes, experts whose weights are no layers, and embeddings; one that shares its weight with a
+    linear layer goes on sharing it.  Call it before the ``Trainer`` is made, and before ``torch.compile``.
+
+    Args:
+        model: A model of transformers, one wrapped by peft, or any other module.
+        config: What to keep, as ``read_config`` takes it: an ``RMMConfig``, its settings as a dictionary or JSON, or a
+            mapping from regular expressions to these.  Of a mapping the first pattern that matches a layer's whole
+            qualified name decides, and None or no match leaves the layer as it is.
+        target_modules: "all-linear"; a regular expression for whole qualified names; or a list of names or of ends of
+            names, as ``["query", "value"]``: what peft takes.  A match that holds layers, such as a whole attention
+            block, stands for all linear layers in it.
+        exclude: What to leave as it is, in the same words.  "output-head" stands for what the model has besides its
+            backbone (``model.base_model``), such as classifiers, and for its output embeddings.
+        whole_block: Also make LayerNorm, Dropout and activation modules keep little, as ``convert_to_rmm`` does with
+            ``lean=True``, and the GELUs of transformers.  Models that call functions instead are reached by
+            ``compress_activations``.
+        share: Layers that read one tensor, such as query, key and value, keep one sketch of it.  Their noise is then
+            correlated; each estimate is unbiased still.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        TypeError: If an argument is of the wrong type, or ``model`` is compiled.
+        ValueError: If no layer is selected, a pattern is invalid or matches nothing, a layer that is asked for by name
+            cannot be converted, or a setting is unknown or out of range.
+
+    Example:
+        >>> import torch
+        >>> block = torch.nn.ModuleDict({"query": torch.nn.Linear(8, 8), "out": torch.nn.Linear(8, 4)})
+        >>> apply_rmm(block, {"rate": 0.1}, target_modules=["query"])
+        ModuleDict(
+          (query): RMMTorchLinear(in_features=8, out_features=8, bias=True, rate=0.1)
+          (out): Linear(in_features=8, out_features=4, bias=True)
+        )
+    """
+    _check_model(model)
+    check_bool("whole_block", whole_block)
+    check_bool("share", share)
+    settings = read_config(config)
+    linear, lean = _linear_swaps(), _lean_swaps() if whole_block else {}
+    layers = named_layers(model)
+    convertible = {name: layer for name, layer in layers.items() if _is_one(layer, linear) and takes_sketches(layer)}
+    block = {name: layer for name, layer in layers.items() if _is_one(layer, lean)}
+    chosen, excluded = select(layers, convertible, target_modules, exclude, excludable=block)
+    chosen += [name for name in block if name not in excluded]
+    selected = _with_configs({name: layers[name] for name in chosen}, settings)
+    swap_layers(selected, {**linear, **lean})
+    _share([layer for layer, _ in selected.values()], layers.values(), share)
+    return model
+
+
+def _share(selected: Iterable[Module], layers: Iterable[Module], share: bool) -> None:
+    """Give the selected linear layers the place for sketches that other layers of the model have already, or none."""
+    places = [vars(layer)["sketches"] for layer in layers if "sketches" in vars(layer)]
+    sketches = places[0] if places else SharedSketches()
+    for layer in selected:
+        vars(layer).pop("sketches", None)
+        if share and hasattr(type(layer), "sketches"):
+            vars(layer)["sketches"] = sketches
+
+
+def _linear_swaps() -> dict[type[Module], type[Module]]:
+    swaps = dict(SWAPS)
+    # Where transformers is not imported, no model has its layers.
+    if "transformers.pytorch_utils" in sys.modules:
+        from rmm_gnn.hf.conv1d import RMMConv1D
+
+        swaps[RMMConv1D.stands_for] = RMMConv1D
+    return swaps
+
+
+def _lean_swaps() -> dict[type[Module], type[Module]]:
+    return dict(LEAN_SWAPS)
+
+
+def _is_one(layer: Module, swaps: Mapping[type[Module], type[Module]]) -> bool:
+    """Whether the class is one to swap, or one that was swapped for such."""
+    return type(layer) in swaps or original_of(type(layer)) in swaps
+
+
+def _with_configs(
+    chosen: Mapping[str, Module], settings: RMMConfig | Mapping[str, RMMConfig | None]
+) -> dict[str, tuple[Module, RMMConfig]]:
+    if isinstance(settings, RMMConfig):
+        return {name: (layer, settings) for name, layer in chosen.items()}
+    decided: dict[str, RMMConfig | None] = {}
+    for pattern, one in settings.items():
+        try:
+            matched = [name for name in chosen if re.fullmatch(pattern, name)]
+        except re.error as error:
+            raise ValueError(
+                f"'config' must have regular expressions as keys (got {pattern!r}: {error}). Write '.*' for all layers."
+            ) from error
+        if not matched:
+            raise ValueError(
+                f"'config' must have patterns that match a selected layer (got {pattern!r}). "
+                f"Selected are: {', '.join(chosen)}."
+            )
+        decided = {**dict.fromkeys(matched, one), **decided}
+    selected = {name: (chosen[name], one) for name, one in decided.items() if one is not None}
+    if not selected:
+        raise ValueError(
+            f"'config' must give a layer a config (got none for any of {len(chosen)} selected layers). "
+            "Map a pattern to an RMMConfig or its settings."
+        )
+    return {name: selected[name] for name in chosen if name in selected}
+
+
+def _check_model(model: Module) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(f"'model' must be a torch.nn.Module (got {type(model).__name__}). Pass the model itself.")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise TypeError(
+            "'model' must not be compiled (got the result of torch.compile, or of its own compile()). "
+            "Call apply_rmm first, then compile."
+        )
