@@ -33,10 +33,10 @@ def apply_rmm(
     Layers are swapped as ``convert_to_rmm`` swaps them: parameters, ties, state_dict keys and hooks stay, a checkpoint
     saved afterwards is one of the model as it was, and ``revert_rmm`` turns everything back.  Converted are layers
     whose class is exactly ``torch.nn.Linear`` (BERT, RoBERTa, DistilBERT, ALBERT, DeBERTa, T5, Llama and most others),
-    ``Conv1D`` of transformers (GPT-2), and what ``convert_to_rmm`` converts; with peft, the matrices A and B of LoRA,
-    before or after ``get_peft_model``.  Frozen weights keep nothing.  Left alone are subclasses, such as int8 layers,
-    weights stored as codes, experts whose weights are no layers, and embeddings; one that shares its weight with a
-    linear layer goes on sharing it.  Call it before the ``Trainer`` is made, and before ``torch.compile``.
+    ``Conv1D`` of transformers (GPT-2), and what else ``convert_to_rmm`` converts.  Left alone are subclasses, such as
+    int8 layers, weights stored as codes, experts whose weights are no layers, and embeddings; one that shares its
+    weight with a linear layer goes on sharing it.  Call it before the ``Trainer`` is made, before ``torch.compile``,
+    and with peft after ``get_peft_model``: frozen weights keep nothing, the matrices A and B of LoRA keep sketches.
 
     Args:
         model: A model of transformers, one wrapped by peft, or any other module.

@@ -45,7 +45,7 @@ def select(
         ValueError: If a pattern is invalid, something matches nothing, or a layer that is asked for by name cannot be
             converted.
     """
-    excluded = set() if exclude is None else _excluded(layers, {*convertible, *excludable}, exclude)
+    excluded = set() if exclude is None else _excluded(layers, [*convertible, *excludable], exclude)
     if _checked("target_modules", target_modules) == ALL_LINEAR:
         asked = list(convertible)
     else:
@@ -65,23 +65,27 @@ def takes_sketches(module: Module) -> bool:
     return isinstance(weight, Tensor) and weight.is_floating_point() and not is_traceable_wrapper_subclass(weight)
 
 
-def _excluded(layers: Mapping[str, Module], known: set[str], exclude: Names) -> set[str]:
+def _excluded(layers: Mapping[str, Module], known: Collection[str], exclude: Names) -> set[str]:
     """Names of what ``exclude`` matches and of all that is inside."""
     wanted = _checked("exclude", exclude)
+    whole = isinstance(wanted, str)
+    refused = {name for name, layer in layers.items() if _looks_linear(layer)}
     found: set[str] = set()
-    if wanted == ALL_LINEAR:
-        return set(known)
-    parts = [wanted] if isinstance(wanted, str) else wanted
-    for part in parts:
+    for part in [wanted] if isinstance(wanted, str) else wanted:
         if part == OUTPUT_HEAD:
             matched = _output_head(layers)
+            if not matched:
+                raise ValueError(
+                    f"'exclude' must be about what the model has (got {part!r} for one without 'base_model' and output "
+                    f"embeddings). Name the layers. Candidates are: {_listed(known)}."
+                )
         else:
-            matched = [name for name in layers if _matches("exclude", part, name, whole=isinstance(wanted, str))]
+            matched = [name for name in layers if _matches("exclude", part, name, whole=whole)]
         inside = _inside(layers, matched)
-        if not inside & known:
+        if not inside & {*known, *refused}:
             raise ValueError(
                 f"'exclude' must match a layer that would be converted (got {part!r}). "
-                f"{_near(part, known, whole=isinstance(wanted, str))}"
+                f"{_near(part, known, whole=whole)}"
             )
         found |= inside
     return found

@@ -176,3 +176,11 @@ def gradients(model: Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     model.zero_grad()
     model(**inputs).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def checkpointed(model: Module, use_reentrant: bool) -> Module:
+    """Switch activation checkpointing on."""
+    # Older releases of transformers know the second name alone, newer ones warn of it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
+    return model
