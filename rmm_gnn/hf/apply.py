@@ -98,17 +98,20 @@ def _share(selected: Iterable[Module], layers: Iterable[Module], share: bool) ->
 
 
 def _linear_swaps() -> dict[type[Module], type[Module]]:
-    swaps = dict(SWAPS)
     # Where transformers is not imported, no model has its layers.
-    if "transformers.pytorch_utils" in sys.modules:
-        from rmm_gnn.hf.conv1d import RMMConv1D
+    if "transformers.pytorch_utils" not in sys.modules:
+        return SWAPS
+    from rmm_gnn.hf.conv1d import RMMConv1D
 
-        swaps[RMMConv1D.stands_for] = RMMConv1D
-    return swaps
+    return {**SWAPS, RMMConv1D.stands_for: RMMConv1D}
 
 
 def _lean_swaps() -> dict[type[Module], type[Module]]:
-    return dict(LEAN_SWAPS)
+    if "transformers.activations" not in sys.modules:
+        return LEAN_SWAPS
+    from rmm_gnn.hf.activations import LEAN_ACTIVATIONS
+
+    return {**LEAN_SWAPS, **LEAN_ACTIVATIONS}
 
 
 def _is_one(layer: Module, swaps: Mapping[type[Module], type[Module]]) -> bool:

@@ -64,7 +64,7 @@ class LeanReLUDropout(LeanModule):
         return f"p={self.p}"
 
 
-class _LeanActivation(LeanModule):
+class LeanActivation(LeanModule):
     """What the activations with a coded derivative share."""
 
     def extra_repr(self) -> str:
@@ -72,7 +72,7 @@ class _LeanActivation(LeanModule):
         return f"{settings}, " * bool(settings) + f"act_codec={self.config.act_codec!r}"
 
 
-class LeanGELU(_LeanActivation, torch.nn.GELU):
+class LeanGELU(LeanActivation, torch.nn.GELU):
     """``torch.nn.GELU`` that keeps its derivative in ``config.act_codec``; the gradient is unbiased."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class LeanGELU(_LeanActivation, torch.nn.GELU):
         return lean.gelu(input, self.approximate, codec=self.config.act_codec)
 
 
-class LeanSiLU(_LeanActivation, torch.nn.SiLU):
+class LeanSiLU(LeanActivation, torch.nn.SiLU):
     """``torch.nn.SiLU`` that keeps its derivative in ``config.act_codec``; the gradient is unbiased."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class LeanSiLU(_LeanActivation, torch.nn.SiLU):
         return lean.silu(input, self.inplace, codec=self.config.act_codec)
 
 
-class LeanELU(_LeanActivation, torch.nn.ELU):
+class LeanELU(LeanActivation, torch.nn.ELU):
     """``torch.nn.ELU`` that keeps its derivative in ``config.act_codec``; the gradient is unbiased."""
 
     def forward(self, input: Tensor) -> Tensor:
