@@ -65,11 +65,12 @@ def test_below_nn_is_free_of_pyg():
 
 
 def test_import_loads_no_extra_and_touches_no_random_state():
-    extras = ["ogb", "sklearn", "matplotlib", "tabulate", "tqdm", "transformers", "datasets", "torch_scatter", "triton"]
+    extras = ["ogb", "sklearn", "matplotlib", "tabulate", "tqdm", "torch_scatter", "triton"]
+    extras += ["transformers", "datasets", "accelerate", "peft"]
     code = (
         "import sys, torch, torch_geometric\n"
         "before, state = set(sys.modules), torch.get_rng_state()\n"
-        "import rmm_gnn\n"
+        "import rmm_gnn, rmm_gnn.hf\n"
         f"loaded = [m for m in {extras!r} if m in set(sys.modules) - before]\n"
         "assert not loaded, loaded\n"
         "assert torch.equal(state, torch.get_rng_state())\n"

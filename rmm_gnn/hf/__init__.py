@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from rmm_gnn.convert import revert_rmm
 from rmm_gnn.hf.apply import apply_rmm
+from rmm_gnn.hf.arguments import RMMArguments
 from rmm_gnn.hf.config import read_config
 
 if TYPE_CHECKING:
+    from rmm_gnn.hf.callback import RMMTrainerCallback
     from rmm_gnn.hf.conv1d import RMMConv1D
 
-__all__ = ["apply_rmm", "read_config", "revert_rmm", "RMMConv1D"]
+__all__ = ["apply_rmm", "revert_rmm", "read_config", "RMMArguments", "RMMConv1D", "RMMTrainerCallback"]
 
-_NEED_TRANSFORMERS = {"RMMConv1D": "rmm_gnn.hf.conv1d"}
+_NEED_TRANSFORMERS = {"RMMConv1D": "rmm_gnn.hf.conv1d", "RMMTrainerCallback": "rmm_gnn.hf.callback"}
 
 
 def __getattr__(name: str) -> Any:
