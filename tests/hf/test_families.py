@@ -16,6 +16,7 @@ from rmm_gnn import RMMConfig, revert_rmm
 from rmm_gnn.hf import RMMConv1D, apply_rmm
 from rmm_gnn.nn import RMMTorchLinear
 from tests.hf.models import FAMILIES, batch, build, gradients
+from tests.nn.recording import assert_unbiased
 
 EVERY = pytest.mark.parametrize("name", FAMILIES)
 OURS = (RMMTorchLinear, RMMConv1D)
@@ -74,6 +75,20 @@ def test_at_rate_1_all_gradients_are_exact(name):
     expected, found = gradients(plain, batch(name)), gradients(ours, batch(name))
     for parameter, gradient in expected.items():
         torch.testing.assert_close(found[parameter], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_estimates_are_unbiased(name):
+    """Of the sum of all outputs, whose gradient stands out of the noise."""
+    inputs = {key: value for key, value in batch(name).items() if key != "labels"}
+    model = apply_rmm(build(name), {"rate": 0.6})
+    sketched = [f"{layer}.weight" for layer in sorted(converted(model)) if layer != "lm_head"]
+
+    def draw(model=model):
+        weights = [model.get_parameter(weight) for weight in sketched]
+        return torch.cat([g.flatten() for g in torch.autograd.grad(model(**inputs).logits.sum(), weights)])
+
+    assert_unbiased(draw, draw(build(name)), draws=60)
 
 
 @EVERY

@@ -158,6 +158,12 @@ def test_checkpointing(use_reentrant):
     assert all(torch.equal(results[0][parameter], results[1][parameter]) for parameter in results[0])
 
 
+def test_peft_finds_converted_layers_by_itself():
+    settings = peft.LoraConfig(r=RANK, target_modules="all-linear", task_type="SEQ_CLS")
+    expected = peft.get_peft_model(build("bert"), settings).state_dict().keys()
+    assert peft.get_peft_model(apply_rmm(build("bert"), CONFIG), settings).state_dict().keys() == expected
+
+
 def test_a_target_of_the_adapter_stands_for_all_in_it():
     """After peft has wrapped it, ``query`` is no linear layer but holds the base and both matrices."""
     model = apply_rmm(with_lora(build("bert"), "bert"), CONFIG, ["query"])

@@ -64,6 +64,16 @@ def test_without_sharing_every_layer_keeps_its_own(name):
     assert kept_by_linear(model, batch(name)) == bytes_of(*ALONE[name])
 
 
+def test_under_autocast_sketches_are_of_the_low_type():
+    """Beside them, as in stock layers, each keeps a low-precision copy of its weight for the gradient of its input."""
+    model = apply_rmm(build("bert"), RMMConfig(rate=0.25))
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, Linear))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kept = kept_by_linear(model, batch("bert"))
+    sketches = [RMMConfig(rate=0.25).saved_bytes(*shape, torch.bfloat16) for shape in SHARED["bert"]]
+    assert kept == sum(sketches) + 2 * weights
+
+
 def test_applying_again_can_end_the_sharing():
     model = apply_rmm(apply_rmm(build("bert"), CONFIG), CONFIG, share=False)
     assert kept_by_linear(model, batch("bert")) == bytes_of(*ALONE["bert"])
@@ -164,7 +174,7 @@ def test_a_changed_tensor_is_sketched_anew():
 
 
 def test_estimates_from_a_shared_sketch_are_unbiased():
-    model, x = apply_rmm(attention(), {"rate": 0.6}), torch.randn(40, 8)
+    model, x = attention(), 1 + torch.randn(40, 8)
     weights = [model[name].weight for name in ("query", "key", "value")]
 
     def draw() -> Tensor:

@@ -134,7 +134,7 @@ def test_accelerate(precision, use_reentrant):
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(name, dtype):
-    """What is kept is of the low type, and gradients are those of the stock model but for its rounding."""
+    """At rate 1, gradients are those of the stock model but for the rounding of its low type."""
     plain, ours = build(name), apply_rmm(build(name), EXACT)
     results = []
     for model in (plain, ours):
