@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 from benchmarks.harness.config import DIGITS, SMOKE, Sweep, resolve
 from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.options import add_options, words
 
 
 def _flags(preset: dict[str, Any]) -> str:
-    return " ".join(f"--{name} {_words(value)}" for name, value in preset.items())
-
-
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(f"--{name} {words(value)}" for name, value in preset.items())
 
 
 _EPILOG = f"""
@@ -45,18 +41,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for option in fields(Sweep):
-        arguments = dict(option.metadata["parser"])
-        if arguments.get("action") == "boolean":
-            arguments["action"] = argparse.BooleanOptionalAction
-        bare = arguments.get("action") == "store_true" or option.default is None
-        shown = "" if bare else f" (default: {_words(option.default)})".replace("%", "%%")
-        parser.add_argument(
-            f"--{option.name.replace('_', '-')}",
-            default=argparse.SUPPRESS,
-            help=option.metadata["help"] + shown,
-            **arguments,
-        )
+    add_options(parser, Sweep)
     return parser
 
 

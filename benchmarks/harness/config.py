@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.method_choice import AXES, SYNTAX, parse_method
 from benchmarks.harness.methods import METHODS
+from benchmarks.harness.options import check, option
 from benchmarks.harness.run_config import RunConfig
 
 _CODECS = "fp32, bf16, fp16, int8, int4, int2, int1, or with settings as int4:group_size=64"
-
-
-def _option(default: Any, help: str, **parser: Any) -> Any:
-    """A dataclass field that also carries its command-line help; `parser` goes to ``add_argument``."""
-    return field(default=default, metadata={"help": help, "parser": parser})
 
 
 @dataclass(frozen=True)
@@ -28,111 +24,111 @@ class Sweep:
         ValueError: When a value is out of its range.
     """
 
-    dataset: str = _option("ogbn-arxiv", "ogbn-arxiv | digits | npz:PATH | planetoid:NAME")
-    root: str = _option("data", "folder with the data sets (OGB's ogbn_arxiv/, Planetoid's NAME/raw/)")
-    download: bool = _option(False, "fetch missing data; nothing else touches the network", action="store_true")
-    out: str | None = _option(None, "folder for results; unset: a new runs/DATASET-DATE-TIME")
-    resume: bool = _option(False, "continue in --out and skip the runs recorded there", action="store_true")
-    smoke: bool = _option(
+    dataset: str = option("ogbn-arxiv", "ogbn-arxiv | digits | npz:PATH | planetoid:NAME")
+    root: str = option("data", "folder with the data sets (OGB's ogbn_arxiv/, Planetoid's NAME/raw/)")
+    download: bool = option(False, "fetch missing data; nothing else touches the network", action="store_true")
+    out: str | None = option(None, "folder for results; unset: a new runs/DATASET-DATE-TIME")
+    resume: bool = option(False, "continue in --out and skip the runs recorded there", action="store_true")
+    smoke: bool = option(
         False,
         "a few epochs of a tiny model, on digits unless --dataset is given; seconds on CPU",
         action="store_true",
     )
-    method: tuple[str, ...] = _option(
+    method: tuple[str, ...] = option(
         ("baseline", "rmm", "rmm-lean:codec=int8,x0-codec=int4", "exact:rate=0.125"),
         f"methods to compare: {', '.join(METHODS)}; settings given with a method, as "
         "rmm-lean:rate=0.5,codec=int2,norm-codec=int1, go before the flags below, for that row",
         nargs="+",
         metavar=SYNTAX,
     )
-    sketch: tuple[str, ...] = _option(
+    sketch: tuple[str, ...] = option(
         ("count_sketch",), "sketch families, one row each; with settings as sors:transform=dct", nargs="+"
     )
-    rate: tuple[float, ...] = _option(
+    rate: tuple[float, ...] = option(
         (0.1,),
         "fraction kept, one row each: of the rows by rmm and rmm-lean, of the features by exact",
         nargs="+",
         type=float,
     )
-    center: tuple[str, ...] = _option(
+    center: tuple[str, ...] = option(
         ("on",), "subtract the column means before sketching; both: a row each", nargs="+", choices=("on", "off")
     )
-    codec: tuple[str, ...] = _option(("fp32",), f"how sketches are stored, one row each: {_CODECS}", nargs="+")
-    norm_codec: tuple[str, ...] = _option(
+    codec: tuple[str, ...] = option(("fp32",), f"how sketches are stored, one row each: {_CODECS}", nargs="+")
+    norm_codec: tuple[str, ...] = option(
         ("int2",), "how rmm-lean stores BatchNorm's input, one row each; named as --codec", nargs="+"
     )
-    norm_rate: tuple[float, ...] = _option(
+    norm_rate: tuple[float, ...] = option(
         (1.0,),
         "share of the rows that rmm-lean keeps of BatchNorm's input, as a sketch, one row each; 1: every row",
         nargs="+",
         type=float,
     )
-    x0_codec: tuple[str, ...] = _option(
+    x0_codec: tuple[str, ...] = option(
         ("fp32",), "how rmm-lean stores x_0 for the convolutions, one row each; fp32: as it is", nargs="+"
     )
-    anchor: tuple[str, ...] = _option(
+    anchor: tuple[str, ...] = option(
         ("off",),
         "sketch the convolutions' features less their linear fit on x_0 (rmm and rmm-lean); both: a row each",
         nargs="+",
         choices=("on", "off"),
     )
-    held: tuple[str, ...] = _option(
+    held: tuple[str, ...] = option(
         ("on",),
         "let rmm-lean rely on the features, which are there in any case: the first Linear is exact and keeps a seed; "
         "off: it keeps a sketch; both: a row each",
         nargs="+",
         choices=("on", "off"),
     )
-    exact_bits: tuple[int, ...] = _option(
+    exact_bits: tuple[int, ...] = option(
         (2,), "bits exact stores a value in, one row each", nargs="+", type=int, choices=(1, 2, 4, 8)
     )
-    budget: tuple[str, ...] = _option(
+    budget: tuple[str, ...] = option(
         ("3%",),
         "bytes that rmm-plan and rmm-uniform may keep, one row each: 3%% of the stock model's, or 2GiB",
         nargs="+",
     )
-    adaptive: tuple[str, ...] = _option(
+    adaptive: tuple[str, ...] = option(
         ("off",),
         "move each layer's rate, or the learning rate, with the noise that sketching adds (rmm and rmm-lean)",
         nargs="+",
         choices=("off", "rate", "lr"),
     )
-    noise_target: tuple[float, ...] = _option(
+    noise_target: tuple[float, ...] = option(
         (0.5,),
         "noise of the sketch over that of the data that --adaptive rate holds, one row each",
         nargs="+",
         type=float,
     )
-    ledger: bool = _option(
+    ledger: bool = option(
         False, "also write what every row keeps, tensor by tensor: ledger-ROW.txt, .json, .png", action="store_true"
     )
-    runs: int = _option(3, "runs per row; run i uses seed + i in every row", type=int)
-    seed: int = _option(0, "seed of the first run (weights, dropout, random splits)", type=int)
-    epochs: int = _option(1000, "full-batch training steps", type=int)
-    eval_every: int = _option(1, "epochs between evaluations; the last epoch is always evaluated", type=int)
-    layers: int = _option(16, "GCN2 convolutions", type=int)
-    hidden: int = _option(256, "hidden channels", type=int)
-    alpha: float = _option(0.5, "weight of the initial residual x_0", type=float)
-    theta: float | None = _option(
+    runs: int = option(3, "runs per row; run i uses seed + i in every row", type=int)
+    seed: int = option(0, "seed of the first run (weights, dropout, random splits)", type=int)
+    epochs: int = option(1000, "full-batch training steps", type=int)
+    eval_every: int = option(1, "epochs between evaluations; the last epoch is always evaluated", type=int)
+    layers: int = option(16, "GCN2 convolutions", type=int)
+    hidden: int = option(256, "hidden channels", type=int)
+    alpha: float = option(0.5, "weight of the initial residual x_0", type=float)
+    theta: float | None = option(
         None, "identity-mapping strength, beta_l = log(theta / l + 1); unset: beta = 1", type=float
     )
-    shared_weights: bool = _option(False, "one weight for both terms of a convolution", action="boolean")
-    dropout: float = _option(0.1, "dropout probability", type=float)
-    bn_momentum: float = _option(
+    shared_weights: bool = option(False, "one weight for both terms of a convolution", action="boolean")
+    dropout: float = option(0.1, "dropout probability", type=float)
+    bn_momentum: float = option(
         0.1,
         "weight of the newest batch in BatchNorm's running statistics; with the default, scores lag tens of epochs "
         "behind: for short runs use 1, the statistics of the last full batch",
         type=float,
     )
-    lr: float = _option(1e-3, "Adam's learning rate", type=float)
-    weight_decay: float = _option(0.0, "Adam's L2 penalty", type=float)
-    clip: float = _option(0.5, "largest gradient norm; 0 turns clipping off", type=float)
-    device: str = _option("auto", "auto (CUDA where there is one) | cpu | cuda | cuda:N")
-    threads: int | None = _option(None, "CPU threads; unset: PyTorch's default", type=int)
+    lr: float = option(1e-3, "Adam's learning rate", type=float)
+    weight_decay: float = option(0.0, "Adam's L2 penalty", type=float)
+    clip: float = option(0.5, "largest gradient norm; 0 turns clipping off", type=float)
+    device: str = option("auto", "auto (CUDA where there is one) | cpu | cuda | cuda:N")
+    threads: int | None = option(None, "CPU threads; unset: PyTorch's default", type=int)
 
     def __post_init__(self) -> None:
         for name in ("runs", "epochs", "eval_every", "layers", "hidden"):
-            _check(
+            check(
                 name,
                 getattr(self, name) >= 1,
                 "be at least 1",
@@ -140,15 +136,15 @@ class Sweep:
                 "Give a positive integer.",
             )
         if self.threads is not None:
-            _check("threads", self.threads >= 1, "be at least 1", self.threads, "Leave it out for the default.")
+            check("threads", self.threads >= 1, "be at least 1", self.threads, "Leave it out for the default.")
         for name in ("dropout", "alpha"):
             value = getattr(self, name)
-            _check(name, 0 <= value < 1, "be in [0, 1)", value, "Give a fraction such as 0.1.")
+            check(name, 0 <= value < 1, "be in [0, 1)", value, "Give a fraction such as 0.1.")
         momentum = self.bn_momentum
-        _check("bn_momentum", 0 < momentum <= 1, "be in (0, 1]", momentum, "PyTorch's default is 0.1.")
-        _check("lr", self.lr > 0, "be positive", self.lr, "The protocol uses 1e-3.")
+        check("bn_momentum", 0 < momentum <= 1, "be in (0, 1]", momentum, "PyTorch's default is 0.1.")
+        check("lr", self.lr > 0, "be positive", self.lr, "The protocol uses 1e-3.")
         for name in ("weight_decay", "clip"):
-            _check(
+            check(
                 name,
                 getattr(self, name) >= 0,
                 "not be negative",
@@ -156,14 +152,14 @@ class Sweep:
                 "Use 0 to turn it off.",
             )
         if self.theta is not None:
-            _check("theta", self.theta > 0, "be positive", self.theta, "Leave it out for beta = 1.")
+            check("theta", self.theta > 0, "be positive", self.theta, "Leave it out for beta = 1.")
         for name in ("method", *AXES):
             value = getattr(self, name)
-            _check(name, len(set(value)) == len(value) > 0, "name different values", value, "Give each one once.")
+            check(name, len(set(value)) == len(value) > 0, "name different values", value, "Give each one once.")
         rows = self._rows()
         twice = [row for number, row in enumerate(rows) if row in rows[:number]]
-        _check("method", not twice, "give every row once", twice[:1], "Leave one of the two out.")
-        _check(
+        check("method", not twice, "give every row once", twice[:1], "Leave one of the two out.")
+        check(
             "resume",
             not self.resume or self.out is not None,
             "come with --out",
@@ -242,12 +238,7 @@ def resolve(given: dict[str, Any]) -> Sweep:
 
 def _read(text: str) -> tuple[str, dict[str, Any]]:
     """A method and its own settings, read as the flags of the same names are."""
-    parsers = {option.name: option.metadata["parser"] for option in fields(Sweep) if option.name in AXES}
+    parsers = {one.name: one.metadata["parser"] for one in fields(Sweep) if one.name in AXES}
     readers = {name: parser["type"] for name, parser in parsers.items() if "type" in parser}
     choices = {name: parser["choices"] for name, parser in parsers.items() if "choices" in parser}
     return parse_method(text, readers, choices)
-
-
-def _check(name: str, holds: bool, rule: str, value: object, advice: str) -> None:
-    if not holds:
-        raise ValueError(f"'{name}' must {rule} (got {value!r}). {advice}")

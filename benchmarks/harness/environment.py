@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware and the code's commit, as JSON-able fields."""
+def describe(device: torch.device, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Versions of `packages`, hardware and the code's commit, as JSON-able fields."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in packages},
         "cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "cpu": cpu_name(),

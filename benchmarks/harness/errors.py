@@ -10,11 +10,12 @@ class BenchmarkError(Exception):
     """Something the user can put right; scripts print it to standard error and exit with code 2."""
 
 
-def require(module: str) -> ModuleType:
+def require(module: str, extras: str = "benchmarks") -> ModuleType:
     """Import an optional dependency of the benchmarks, or say how to install it.
 
     Args:
         module: Dotted module name.
+        extras: The extras of the package that bring it.
 
     Returns:
         The imported module.
@@ -27,5 +28,5 @@ def require(module: str) -> ModuleType:
     except ImportError as error:
         raise BenchmarkError(
             f"'{module}' could not be imported ({error}). Install the benchmark dependencies: "
-            "pip install -e '.[benchmarks]'"
+            f"pip install -e '.[{extras}]'"
         ) from error

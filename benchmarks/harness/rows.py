@@ -50,12 +50,14 @@ def paired_difference(records: Sequence[Record], baseline: Sequence[Record]) -> 
         Mean difference in points, half the width of its 95 % interval (Student's t; None below two pairs),
         number of pairs; or None without a common seed.
     """
-    reference = {record["config"]["seed"]: record["results"]["test_accuracy"] for record in baseline}
-    differences = [
-        100 * (record["results"]["test_accuracy"] - reference[record["config"]["seed"]])
-        for record in records
-        if record["config"]["seed"] in reference
-    ]
+    first, second = (
+        {run["config"]["seed"]: 100 * run["results"]["test_accuracy"] for run in side} for side in (records, baseline)
+    )
+    return mean_difference([first[seed] - second[seed] for seed in first if seed in second])
+
+
+def mean_difference(differences: Sequence[float]) -> tuple[float, float | None, int] | None:
+    """Mean, half the width of its 95 % interval (Student's t; None below two), count; None for no differences."""
     if not differences:
         return None
     count = len(differences)

@@ -1,0 +1,83 @@
+"""A file of one JSON object a line: appended, never rewritten."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.errors import BenchmarkError
+
+FILE = "records.jsonl"
+
+
+def append_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write one line, whole or not at all as far as a reader can tell, and force it to disk.
+
+    Args:
+        folder: Made if it is not there.
+        record: JSON-able; a number that is not finite becomes null.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(_finite(record), allow_nan=False) + "\n"
+    with open(folder / FILE, "ab+") as file:
+        _drop_torn_line(file)
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(folder: Path, schema: int | str) -> list[dict[str, Any]]:
+    """The finished runs in a folder; a last line cut short by a crash is passed over.
+
+    Args:
+        folder: May lack the file, or not exist.
+        schema: What the field of this name must say.
+
+    Returns:
+        Records in the order written.
+
+    Raises:
+        BenchmarkError: When another line is damaged, or the file is of another schema.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    lines.pop()  # what follows the last newline: nothing, or a torn line
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            found = record["schema"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BenchmarkError(
+                f"'{path}' is damaged at line {number} ({error}). Remove that line, or choose another --out."
+            ) from error
+        if found != schema:
+            raise BenchmarkError(
+                f"'{path}' must have schema {schema} (got {found} at line {number}). Choose another --out."
+            )
+        records.append(record)
+    return records
+
+
+def _drop_torn_line(file: Any) -> None:
+    """Cut what follows the last newline, or the next record would be glued to it."""
+    file.seek(0)
+    content = file.read()
+    file.truncate(content.rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no inf or nan; a run that diverged still gets its record."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
