@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch_geometric.nn import MessagePassing
@@ -41,21 +42,12 @@ def measure_saved_bytes(model: nn.Module, forward: Callable[[], Tensor], exclude
     Returns:
         The bytes.
     """
-    known = [*model.parameters(), *model.buffers(), *exclude]
-    ignored = {storage.data_ptr() for tensor in known for storage in storages(tensor)}
-    # A weak reference keeps the storage's identity from being given out again, but not its memory from being freed.
-    kept: dict[StorageWeakRef, int] = {}
     by_convolutions = 0
     depth = 0
 
-    def pack(tensor: Tensor) -> Tensor:
+    def count(num_bytes: int) -> None:
         nonlocal by_convolutions
-        for storage in storages(tensor):
-            reference = StorageWeakRef(storage)
-            if storage.data_ptr() not in ignored and reference not in kept:
-                kept[reference] = storage.nbytes()
-                by_convolutions += storage.nbytes() if depth else 0
-        return tensor
+        by_convolutions += num_bytes if depth else 0
 
     def enter(module: nn.Module, args: object) -> None:
         nonlocal depth
@@ -69,15 +61,48 @@ def measure_saved_bytes(model: nn.Module, forward: Callable[[], Tensor], exclude
     handles = [module.register_forward_pre_hook(enter) for module in convolutions]
     handles += [module.register_forward_hook(leave, always_call=True) for module in convolutions]
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with SavedStorages([*model.parameters(), *model.buffers(), *exclude], count) as saved:
             loss = forward()
-        result = SavedBytes(by_convolutions, sum(kept.values()))
+        result = SavedBytes(by_convolutions, saved.total_bytes)
         # Also a warm-up: libraries allocate their workspaces here and not during the measured run.
         loss.backward()
     finally:
         for handle in handles:
             handle.remove()
     return result
+
+
+class SavedStorages(saved_tensors_hooks):
+    """Counts what is given to autograd to keep while this is in force, each storage once.
+
+    Args:
+        exclude: Tensors that are there in any case.
+        count: Called with the bytes of every new storage, where it is first kept.
+    """
+
+    def __init__(self, exclude: Iterable[Tensor], count: Callable[[int], None] = lambda num_bytes: None) -> None:
+        ignored = {storage.data_ptr() for tensor in exclude for storage in storages(tensor)}
+        # A weak reference keeps a storage's identity from being given out again, but not its memory from being freed.
+        self._kept: dict[StorageWeakRef, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            for storage in storages(tensor):
+                reference = StorageWeakRef(storage)
+                if storage.data_ptr() not in ignored and reference not in self._kept:
+                    self._kept[reference] = storage.nbytes()
+                    count(storage.nbytes())
+            return tensor
+
+        super().__init__(pack, lambda tensor: tensor)
+
+    def __enter__(self) -> SavedStorages:
+        super().__enter__()
+        return self
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum so far."""
+        return sum(self._kept.values())
 
 
 def storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
@@ -126,13 +151,13 @@ class PeakMemory:
             return
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # so that pages freed by the run before count again
-        self._start_bytes = _status_bytes("VmRSS") if self._reset() else None
+        self._start_bytes = status_bytes("VmRSS") if self._reset() else None
 
     def read_bytes(self) -> int | None:
         """The peak since `start`, or None where it cannot be had."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        peak = _status_bytes("VmHWM")
+        peak = status_bytes("VmHWM")
         if self._start_bytes is None or peak is None:
             return None
         return max(0, peak - self._start_bytes)
@@ -144,10 +169,11 @@ class PeakMemory:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             return False
-        return _status_bytes("VmHWM") is not None
+        return status_bytes("VmHWM") is not None
 
 
-def _status_bytes(field: str) -> int | None:
+def status_bytes(field: str) -> int | None:
+    """What the system says of this process's memory, such as its resident set (``VmRSS``); None where it does not."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

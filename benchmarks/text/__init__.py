@@ -1,0 +1,1 @@
+"""GLUE fine-tuning: tasks, data, models, training and report."""

@@ -1,0 +1,102 @@
+"""Memory of fine-tuning: of one step on a fixed batch, and of every step over an epoch (the paper's Figure 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness.measure import SavedStorages, status_bytes
+
+Forward = Callable[[dict[str, Tensor]], Tensor]
+
+
+class _AsModule(nn.Module):
+    """A forward pass with its casts and its method's context, as the ledger wants to see it."""
+
+    def __init__(self, model: nn.Module, forward: Forward, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self._forward = forward
+        self._names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._forward(dict(zip(self._names, inputs, strict=True)))
+
+
+def saved_bytes(model: nn.Module, forward: Forward, inputs: dict[str, Tensor], loss_fn: Callable[..., Tensor]) -> int:
+    """Bytes that one training step keeps between forward and backward, by the package's ledger.
+
+    Gradients and PyTorch's default generators are left as they were.
+
+    Args:
+        model: In training mode.
+        forward: Takes the inputs, returns the logits.
+        inputs: A batch.
+        loss_fn: Takes the logits.
+    """
+    from rmm_gnn.diagnostics.memory import saved_entries
+
+    names, device = list(inputs), next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        entries = saved_entries(_AsModule(model, forward, names), tuple(inputs.values()), loss_fn)
+    return sum(entry.saved_bytes for entry in entries)
+
+
+class MemoryTrack:
+    """Memory of every step of the first epoch.
+
+    Args:
+        model: What is trained.
+        device: Where.
+        steps: So many steps are watched; 0 watches none.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, steps: int) -> None:
+        self._model, self._device, self._left = model, device, steps
+        self._is_cuda = device.type == "cuda"
+        self._step: list[int] = []
+        self._bytes: list[int] = []
+        self._resident: list[int | None] = []
+
+    @contextmanager
+    def forward(self, step: int, inputs: dict[str, Tensor]) -> Iterator[None]:
+        """Around the forward pass of a step."""
+        if self._left == 0:
+            yield
+            return
+        self._step.append(step)
+        if self._is_cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            yield
+            return
+        with SavedStorages([*self._model.parameters(), *self._model.buffers(), *inputs.values()]) as saved:
+            yield
+        self._bytes.append(saved.total_bytes)
+        self._resident.append(status_bytes("VmRSS"))
+
+    def after_step(self) -> None:
+        """After the optimizer has moved."""
+        if self._left == 0:
+            return
+        self._left -= 1
+        if self._is_cuda:
+            self._bytes.append(torch.cuda.max_memory_allocated(self._device))
+
+    def record(self) -> dict[str, Any] | None:
+        """JSON-able fields; None where nothing was watched."""
+        if not self._step:
+            return None
+        if self._is_cuda:
+            definition = "torch.cuda.max_memory_allocated of a training step, parameters and optimizer included"
+            return {"step": self._step, "bytes": self._bytes, "definition": definition}
+        definition = (
+            "bytes given to autograd to keep by a training step's forward pass, each storage once, parameters and "
+            "batch not counted; resident_bytes: the process's resident set when forward has ended"
+        )
+        return {
+            "step": self._step, "bytes": self._bytes, "definition": definition, "resident_bytes": self._resident
+        }  # fmt: skip

@@ -1,0 +1,49 @@
+"""How a method changes a model: the one place where the benchmark meets the package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness.methods import parse_sketch
+from benchmarks.text.run_config import TextRun
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rmm_gnn import RMMConfig
+
+METHODS = ("rmm", "rmm-lean")
+
+
+def apply_method(model: nn.Module, run: TextRun) -> Callable[[], AbstractContextManager[Any]]:
+    """Change the model in place, its initial weights left alone.
+
+    Returns:
+        What makes the context of every training forward pass; backward needs none.
+    """
+    from rmm_gnn import compress_activations, convert_to_rmm
+
+    if run.rate is None:
+        return nullcontext
+    config = rmm_config(run)
+    convert_to_rmm(model, config, module_filter_fn=lambda _, name: not re.fullmatch(run.exclude or "", name))
+    return nullcontext if run.method == "rmm" else lambda: compress_activations(config)
+
+
+def rmm_config(run: TextRun, rate: float | None = None) -> RMMConfig:
+    """The run's configuration; of a baseline, which has none, the package's defaults at `rate`.
+
+    Raises:
+        ValueError: When a setting is out of its range.
+        TypeError: When one is of the wrong type.
+    """
+    from rmm_gnn import RMMConfig
+
+    names = ("center", "codec", "norm_codec", "act_codec")
+    given: dict[str, Any] = {name: getattr(run, name) for name in names if getattr(run, name) is not None}
+    if run.sketch is not None:
+        given["sketch"] = parse_sketch(run.sketch)
+    return RMMConfig(rate=rate if run.rate is None else run.rate, **given)
