@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import time
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -26,6 +27,14 @@ def _rate(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'rate' must be a share such as 0.1, or none (got '{text}').") from None
+
+
+def _is_pattern(text: str | None) -> bool:
+    try:
+        re.compile(text or "")
+    except re.error:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class TextSweep:
             check(name, len(set(value)) == len(value) > 0, "name different values", value, "Give each one once.")
         named = not self.resume or self.out is not None
         check("resume", named, "come with --out", self.resume, "Name the folder to continue.")
+        check("exclude", _is_pattern(self.exclude), "be a regular expression", self.exclude, "Such as 'classifier.*'.")
         alone = self.probe_layer is None or self.probe_every is not None
         check("probe_layer", alone, "come with --probe-every", self.probe_layer, "Say how often to measure.")
 

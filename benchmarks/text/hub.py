@@ -6,9 +6,11 @@ from typing import Any
 
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.text.examples import Examples, TaskData
+from benchmarks.text.network import check_reachable, is_offline
 from benchmarks.text.tasks import SCORE_RANGE, GlueTask
 
 REPOSITORY = "nyu-mll/glue"
+_INSTEAD = "Give GLUE's TSV files with --data-dir DIR."
 
 
 def load_hub(task: GlueTask) -> TaskData:
@@ -18,12 +20,14 @@ def load_hub(task: GlueTask) -> TaskData:
         BenchmarkError: When `datasets` is not installed, the hub cannot be reached, or its copy has other columns.
     """
     datasets = require("datasets", extras="benchmarks,transformers")
+    if not is_offline():
+        check_reachable("task", f"{REPOSITORY} {task.name}", _INSTEAD)
     try:
         splits = datasets.load_dataset(REPOSITORY, task.name)
-    except Exception as error:  # of many kinds: offline mode, no connection, no such file, a broken cache
+    except Exception as error:  # of many kinds: no connection, offline and no cached copy, no such file
         raise BenchmarkError(
-            f"'{REPOSITORY}' could not be loaded from the hub ({type(error).__name__}: {error}). "
-            "Give GLUE's TSV files with --data-dir DIR, or run once where there is a network."
+            f"'{REPOSITORY}' could not be loaded from the hub{' while HF_HUB_OFFLINE is set' if is_offline() else ''} "
+            f"({type(error).__name__}: {error}). {_INSTEAD}"
         ) from error
     train, *evaluations = (_read(task, splits, name) for name in ("train", *task.hub_evaluations))
     return TaskData(task, train, tuple(evaluations), f"{REPOSITORY} on the hub")

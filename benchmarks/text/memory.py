@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,10 +30,29 @@ class _AsModule(nn.Module):
         return self._forward(dict(zip(self._names, inputs, strict=True)))
 
 
-def saved_bytes(model: nn.Module, forward: Forward, inputs: dict[str, Tensor], loss_fn: Callable[..., Tensor]) -> int:
-    """Bytes that one training step keeps between forward and backward, by the package's ledger.
+@dataclass(frozen=True)
+class StepMemory:
+    """What one training step takes, parameters and batch not counted.
 
-    Gradients and PyTorch's default generators are left as they were.
+    Attributes:
+        saved_bytes: Kept between forward and backward, by the package's ledger.
+        peak_bytes: At the highest point; None on CUDA, where the allocator tells it of the whole run.
+    """
+
+    saved_bytes: int
+    peak_bytes: int | None
+
+
+STEP_PEAK = (
+    "highest point of a training step on the first examples, gradients included, parameters and optimizer not, by the "
+    "profiler's record of allocations"
+)
+
+
+def measure_step(
+    model: nn.Module, forward: Forward, inputs: dict[str, Tensor], loss_fn: Callable[[Tensor], Tensor]
+) -> StepMemory:
+    """Measure one step.  Gradients and PyTorch's default generators are left as they were.
 
     Args:
         model: In training mode.
@@ -38,12 +60,32 @@ def saved_bytes(model: nn.Module, forward: Forward, inputs: dict[str, Tensor], l
         inputs: A batch.
         loss_fn: Takes the logits.
     """
+    from rmm_gnn import memory_report
     from rmm_gnn.diagnostics.memory import saved_entries
 
-    names, device = list(inputs), next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        entries = saved_entries(_AsModule(model, forward, names), tuple(inputs.values()), loss_fn)
-    return sum(entry.saved_bytes for entry in entries)
+    module, given = _AsModule(model, forward, list(inputs)), tuple(inputs.values())
+    device = given[0].device
+    if device.type == "cuda":
+        with torch.random.fork_rng(devices=[device]):
+            entries = saved_entries(module, given, loss_fn)
+        return StepMemory(sum(entry.saved_bytes for entry in entries), None)
+    with _muted():
+        report = memory_report(module, *given, loss_fn=loss_fn)
+    return StepMemory(report.saved_bytes, report.peak_bytes)
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Pass over what the profiler's own library writes to standard error, below Python's."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class MemoryTrack:

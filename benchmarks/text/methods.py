@@ -23,12 +23,19 @@ def apply_method(model: nn.Module, run: TextRun) -> Callable[[], AbstractContext
 
     Returns:
         What makes the context of every training forward pass; backward needs none.
+
+    Raises:
+        ValueError: When what is excluded matches no layer, or all of them.
     """
     from rmm_gnn import compress_activations, convert_to_rmm
 
     if run.rate is None:
         return nullcontext
     config = rmm_config(run)
+    if run.exclude and not any(re.fullmatch(run.exclude, name) for name, _ in model.named_modules()):
+        raise ValueError(
+            f"'exclude' must match the whole name of a layer (got {run.exclude!r}). Such as 'classifier.*'."
+        )
     convert_to_rmm(model, config, module_filter_fn=lambda _, name: not re.fullmatch(run.exclude or "", name))
     return nullcontext if run.method == "rmm" else lambda: compress_activations(config)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.text.examples import TaskData
+from benchmarks.text.network import check_reachable
 from benchmarks.text.tokenizer import PAD, train_tokenizer
 
 TINY = "tiny"
@@ -115,6 +116,9 @@ def _open_pretrained(name: str, attention_dropout: float | None) -> ModelSource:
         raise BenchmarkError(f"'model' must exist (got '{name}', no such folder). Give tiny, a folder or a hub name.")
     given = str(folder) if folder.is_dir() else name
     local = folder.is_dir() or _is_cached(name)
+    if not local:
+        check_reachable("model", name, "Give tiny or a folder.")
+        print(f"Fetching {name} from the hub", file=sys.stderr)
     try:
         config = AutoConfig.from_pretrained(given, local_files_only=local)
         tokenizer = AutoTokenizer.from_pretrained(given, local_files_only=local)
@@ -132,7 +136,11 @@ def _open_pretrained(name: str, attention_dropout: float | None) -> ModelSource:
 
         make(1)  # a folder without weights shall fail now, and not after the runs before it
     except (OSError, ValueError, KeyError) as error:
-        raise BenchmarkError(_not_loaded(name, folder.is_dir(), error)) from error
+        raise BenchmarkError(
+            f"'model' must be something that transformers can load for classification (got '{name}': "
+            f"{str(error).splitlines()[0]}). Give tiny, a hub name, or a folder that save_pretrained wrote, with the "
+            "tokenizer's files."
+        ) from error
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     if config.model_type == "roberta":
         positions -= config.pad_token_id + 1
@@ -149,32 +157,12 @@ def _open_pretrained(name: str, attention_dropout: float | None) -> ModelSource:
 
 def _is_cached(name: str) -> bool:
     """Whether the hub's copy is on this machine: then nothing is asked over the network."""
-    from transformers.utils import cached_file
-
-    def find(file: str) -> bool:
-        try:
-            return (
-                cached_file(name, file, local_files_only=True, _raise_exceptions_for_missing_entries=False) is not None
-            )
-        except OSError:
-            return False
-
-    return find("config.json") and any(map(find, ("model.safetensors", "pytorch_model.bin")))
-
-
-def _not_loaded(name: str, is_folder: bool, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
-    if is_folder:
-        return f"'model' must be a folder that transformers can load (got '{name}': {reason}). Save one there."
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-        return (
-            f"'model' must be on this machine while HF_HUB_OFFLINE is set (got '{name}', neither a folder nor in the "
-            "hub's cache). Give tiny or a folder, or unset HF_HUB_OFFLINE."
-        )
-    return (
-        f"'model' must be tiny, a folder or a name on the hub that can be reached (got '{name}': {reason}). "
-        "Without a network, give tiny or a folder; HF_HUB_OFFLINE=1 makes this error come at once."
-    )
+    find = require("huggingface_hub", extras=_EXTRAS).try_to_load_from_cache
+    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    try:
+        return isinstance(find(name, "config.json"), str) and any(isinstance(find(name, file), str) for file in weights)
+    except ValueError:  # not a name that the hub can have
+        return False
 
 
 def _set_attention_dropout(config: Any, value: float | None) -> None:

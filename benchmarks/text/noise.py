@@ -47,7 +47,7 @@ class NoiseTrack:
         self._probe.remove()
         found: dict[str, list[Any]] = {name: [] for name in ("step", *_SERIES, "gradient_norm2")}
         for record, scale in zip(self._probe.records, self._scales, strict=True):
-            found["step"].append(record.step)
+            found["step"].append(record.step + 1)  # the probe counts from 0
             for name in _SERIES:
                 found[name].append(getattr(record, name) / (1.0 if name == "alignment" else scale**2))
             found["gradient_norm2"].append(record.gradient_square / scale**2)

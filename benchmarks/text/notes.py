@@ -15,7 +15,8 @@ def format_notes(records: Sequence[dict[str, Any]]) -> str:
 
 def _score(records: Sequence[dict[str, Any]]) -> str:
     average = (
-        " Average: mean of the tasks' means; its difference and interval take every pair of every task as one sample."
+        " Average: mean of the tasks' means; its difference is the mean over all pairs of all tasks, and its interval "
+        "takes each of these as one sample."
         if len({record["config"]["task"] for record in records}) > 1
         else ""
     )

@@ -32,7 +32,7 @@ def format_report(records: Sequence[Record]) -> str:
     by_task = _group(records, lambda record: record["config"]["task"])
     parts = [f"{_title(group[0])}\n\n{_table(_rows(group))}" for group in by_task.values()]
     if len(by_task) > 1:
-        parts.append(f"**Average over {len(by_task)} tasks**\n\n{_averages(by_task)}")
+        parts.append(f"**Average over {len(by_task)} tasks**, scores x 100\n\n{_averages(by_task)}")
     return "\n\n".join([*parts, format_notes(records)]) + "\n"
 
 
@@ -85,15 +85,17 @@ def _cells(group: Sequence[Record], baseline: Sequence[Record]) -> list[str]:
 
 
 def _averages(by_task: dict[str, list[Record]]) -> str:
-    """Rows that every task has."""
+    """As the paper's Table 2: a row for a method and its settings, a column for a task; rows that every task has."""
     tables = [_rows(group) for group in by_task.values()]
     body = []
     for row in tables[0]:
         if all(row in table for table in tables):
             means = [statistics.fmean(record["results"]["score"] for record in table[row]) for table in tables]
             pairs = [pair for table in tables for pair in _differences(table[row], table.get(BASELINE, []))]
-            body.append([*_name(row), f"{statistics.fmean(means):.2f}", "-" if row == BASELINE else _interval(pairs)])
-    return _format(body, ("method", "settings", "score", "difference [points]"))
+            scores = [f"{mean:.2f}" for mean in (*means, statistics.fmean(means))]
+            body.append([*_name(row), *scores, "-" if row == BASELINE else _interval(pairs)])
+    folders = [TASKS[name].folder for name in by_task]
+    return _format(body, ("method", "settings", *folders, "average", "difference [points]"))
 
 
 def _differences(group: Sequence[Record], baseline: Sequence[Record]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from benchmarks.text.data import encode, load
 from benchmarks.text.examples import TaskData
 from benchmarks.text.methods import rmm_config
 from benchmarks.text.models import ModelSource, open_model
-from benchmarks.text.noise import check_family
+from benchmarks.text.noise import check_family, probed_layer
 from benchmarks.text.plots import plot_curves
 from benchmarks.text.records import make_record, read_records
 from benchmarks.text.report import format_report
 from benchmarks.text.run_config import TextRun
-from benchmarks.text.train import Prepared, train
+from benchmarks.text.train import Prepared, build_model, train
 
 INTERRUPTED = 130
 _PACKAGES = (
@@ -71,6 +72,7 @@ def run_sweep(sweep: TextSweep) -> int:
                 "Give a smaller one."
             )
         asked.append((data, source, sweep.expand(name, str(device), data.fingerprint, source.fingerprint)))
+    _try_methods(*asked[0][1:])
     runs = [run for _, _, of_task in asked for run in of_task]
     left = sum(run.key not in done for run in runs)
     if sweep.resume:
@@ -113,7 +115,19 @@ def _load(sweep: TextSweep) -> dict[str, TaskData]:
     with tempfile.TemporaryDirectory() as folder:
         for name in sweep.task:
             synthetic.write_task(name, Path(folder))
-        return {name: _sampled(load(name, folder), sweep) for name in sweep.task}
+        found = {name: load(name, folder) for name in sweep.task}
+    return {name: _sampled(replace(data, source="made-up sentences"), sweep) for name, data in found.items()}
+
+
+def _try_methods(source: ModelSource, runs: list[TextRun]) -> None:
+    """Whether the methods can be applied to the model, told before the first run and not after the baseline's."""
+    for run in {run.method: run for run in runs}.values():
+        try:
+            model, _ = build_model(run, source)
+        except (TypeError, ValueError) as error:
+            raise BenchmarkError(str(error)) from error
+        if run.probe_every is not None:
+            probed_layer(model, run.probe_layer)
 
 
 def _sampled(data: TaskData, sweep: TextSweep) -> TaskData:

@@ -17,7 +17,7 @@ from benchmarks.harness.measure import PeakMemory, stopwatch
 from benchmarks.text.batches import endless_batches
 from benchmarks.text.data import Encoded
 from benchmarks.text.evaluate import Evaluation, evaluate, loss_of
-from benchmarks.text.memory import MemoryTrack, saved_bytes
+from benchmarks.text.memory import STEP_PEAK, MemoryTrack, StepMemory, measure_step
 from benchmarks.text.methods import apply_method
 from benchmarks.text.models import ModelSource
 from benchmarks.text.noise import NoiseTrack
@@ -84,7 +84,7 @@ def train(run: TextRun, data: Prepared, *, position: str = "", quiet: bool = Fal
     every = run.eval_every_steps or an_epoch
     model, forward = build_model(run, data.source)
     precision = Precision(run.precision, device)
-    saved = _saved_bytes(run, model, forward, data.train)
+    of_a_step = _step_memory(run, model, forward, data.train)
 
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=run.weight_decay, fused=True
@@ -146,17 +146,19 @@ def train(run: TextRun, data: Prepared, *, position: str = "", quiet: bool = Fal
         "step_s": statistics.median(step_s),
         "train_s": sum(step_s),
         "wall_s": time.perf_counter() - start,
-        "saved_bytes": saved,
-        "peak_bytes": peak.read_bytes(),
-        "peak_definition": peak.definition,
+        "saved_bytes": of_a_step.saved_bytes,
+        "peak_bytes": peak.read_bytes() if of_a_step.peak_bytes is None else of_a_step.peak_bytes,
+        "peak_definition": peak.definition if of_a_step.peak_bytes is None else STEP_PEAK,
     }
     return TrainResult(results, curves, memory.record(), noise.record())
 
 
-def _saved_bytes(run: TextRun, model: nn.Module, forward: Callable[[dict[str, Tensor]], Tensor], split: Encoded) -> int:
+def _step_memory(
+    run: TextRun, model: nn.Module, forward: Callable[[dict[str, Tensor]], Tensor], split: Encoded
+) -> StepMemory:
     """Of the first examples of the file: the same batch in every row and for every seed."""
     inputs, targets = split.batch(list(range(min(run.batch_size, len(split)))), torch.device(run.device))
-    return saved_bytes(model.train(), forward, inputs, lambda logits: loss_of(TASKS[run.task], logits, targets))
+    return measure_step(model.train(), forward, inputs, lambda logits: loss_of(TASKS[run.task], logits, targets))
 
 
 def _words(curves: dict[str, list[float]]) -> str:

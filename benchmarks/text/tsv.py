@@ -21,7 +21,7 @@ def load_tsv(task: GlueTask, root: Path) -> TaskData:
     """
     folder = _find(task, root)
     train, *evaluations = (read_tsv(task, folder / f"{stem}.tsv") for stem in ("train", *task.evaluations))
-    return TaskData(task, train, tuple(evaluations), f"TSV files in {folder}")
+    return TaskData(task, train, tuple(evaluations), f"TSV files in {root}")
 
 
 def read_tsv(task: GlueTask, path: Path) -> Examples:
