@@ -47,8 +47,8 @@ def headline(task: GlueTask, metrics: Mapping[str, float]) -> float:
 
 
 def is_constant(predictions: Sequence[np.ndarray]) -> bool:
-    """Whether a model predicts one and the same for every example of the first evaluation set."""
-    return bool((predictions[0] == predictions[0][0]).all())
+    """Whether a model predicts one and the same, also nan, for every example of the first evaluation set."""
+    return len(require("numpy").unique(predictions[0])) == 1
 
 
 def _finite(value: float) -> float:

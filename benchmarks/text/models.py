@@ -34,6 +34,9 @@ class TinySize:
     positions: int = 512
 
 
+TINY_SIZE = TinySize()
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """What makes the model of every run of a task.
@@ -80,7 +83,7 @@ def open_model(name: str, data: TaskData, attention_dropout: float | None) -> Mo
 
 
 def _open_tiny(data: TaskData, attention_dropout: float | None) -> ModelSource:
-    size = TinySize()
+    size = TINY_SIZE
     texts = (text for column in data.train.texts for text in column)
     tokenizer = train_tokenizer(texts, size.vocabulary, size.positions)
 

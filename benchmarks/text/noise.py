@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
 from torch import nn
 
 from benchmarks.harness.errors import BenchmarkError
@@ -21,7 +20,7 @@ class NoiseTrack:
     """Watches one layer every so many steps; nothing where the run does not ask for it.
 
     Raises:
-        BenchmarkError: When there is no such layer, or the noise of the run's sketch family is not known.
+        BenchmarkError: When there is no such layer.
     """
 
     def __init__(self, model: nn.Module, run: TextRun) -> None:
@@ -67,19 +66,3 @@ def probed_layer(model: nn.Module, name: str | None) -> str:
     if not blocks:
         raise BenchmarkError(f"'probe_layer' must be given for this model. It has: {', '.join(linears)}.")
     return blocks[len(blocks) // 2]
-
-
-def check_family(run: TextRun) -> None:
-    """Check that the run's family has a closed-form variance.
-
-    Raises:
-        BenchmarkError: When it has none.
-    """
-    from rmm_gnn.diagnostics import rmm_variance
-
-    if run.probe_every is None:
-        return
-    try:
-        rmm_variance(torch.ones(4, 2), torch.ones(4, 2), rmm_config(run, BASELINE_RATE))
-    except ValueError as error:
-        raise BenchmarkError(f"'probe_every' must come with a sketch whose variance is known ({error})") from error

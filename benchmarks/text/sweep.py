@@ -20,7 +20,7 @@ from benchmarks.text.data import encode, load
 from benchmarks.text.examples import TaskData
 from benchmarks.text.methods import rmm_config
 from benchmarks.text.models import ModelSource, open_model
-from benchmarks.text.noise import check_family, probed_layer
+from benchmarks.text.noise import probed_layer
 from benchmarks.text.plots import plot_curves
 from benchmarks.text.records import make_record, read_records
 from benchmarks.text.report import format_report
@@ -105,7 +105,6 @@ def _check(sweep: TextSweep, device: torch.device) -> None:
             rmm_config(run, 0.5)
         except (TypeError, ValueError) as error:
             raise BenchmarkError(str(error)) from error
-        check_family(run)
 
 
 def _load(sweep: TextSweep) -> dict[str, TaskData]:
