@@ -88,16 +88,32 @@ print(root, extras, *versions, pyproject)
 PYTHON
 }
 
+# Whether a stamp says that at least the given extras are installed and that nothing has changed since.
+is_installed() {
+    local extras="$1" prefix="$2" stamp recorded extra missing
+    for stamp in "$prefix"/rmm_gnn-*.stamp; do
+        [[ -s "$stamp" ]] || continue
+        recorded="${stamp##*/rmm_gnn-}"
+        recorded="${recorded%.stamp}"
+        recorded="${recorded//-/,}"
+        missing=""
+        for extra in ${extras//,/ }; do
+            [[ ",$recorded," == *",$extra,"* ]] || missing="$extra"
+        done
+        if [[ -z "$missing" && "$(<"$stamp")" == "$(package_state "$recorded")" ]]; then
+            say "rmm_gnn[$recorded] is installed (delete $stamp to install again)"
+            return 0
+        fi
+    done
+    return 1
+}
+
 prepare_environment() {
-    local extras="$1" prefix state
+    local extras="$1" prefix
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     activate_environment
     prefix="$(python -c 'import sys; print(sys.prefix)')"
-    local stamp="$prefix/rmm_gnn-${extras//,/-}.stamp"
-    state="$(package_state "$extras")"
-    if [[ -n "$state" && -f "$stamp" && "$(<"$stamp")" == "$state" ]]; then
-        say "rmm_gnn[$extras] is installed (delete $stamp to install again)"
-    else
-        install_package "$extras" "$stamp" "$prefix/rmm_gnn-constraints.txt"
+    if ! is_installed "$extras" "$prefix"; then
+        install_package "$extras" "$prefix/rmm_gnn-${extras//,/-}.stamp" "$prefix/rmm_gnn-constraints.txt"
     fi
 }
