@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("transformers")
-
 Record = dict[str, Any]
 ENVIRONMENT = {
     "device": "a processor", "threads": 2, "git_sha": "0123456789abcdef", "git_dirty": False,

@@ -16,6 +16,8 @@ from benchmarks.reports.steps import measure_memory, measure_times
 from benchmarks.reports.workload import TINY, Workload, applied
 from tests.benchmarks.reports.conftest import ENVIRONMENT
 
+pytest.importorskip("transformers")
+
 GIB = 2**30
 CPU = torch.device("cpu")
 SMALL = Workload(TINY, "eager", batch_size=4, length=32)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("transformers")
+
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("table2", "table4", "table3_memory", "table3_matmuls", "fig2", "fig3_fig5", "fig4_fig6", "fig8")
 
