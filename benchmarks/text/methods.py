@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -25,18 +24,15 @@ def apply_method(model: nn.Module, run: TextRun) -> Callable[[], AbstractContext
         What makes the context of every training forward pass; backward needs none.
 
     Raises:
-        ValueError: When what is excluded matches no layer, or all of them.
+        ValueError: When what is excluded matches no layer, or is all of them.
     """
-    from rmm_gnn import compress_activations, convert_to_rmm
+    from rmm_gnn import compress_activations
+    from rmm_gnn.hf import apply_rmm
 
     if run.rate is None:
         return nullcontext
     config = rmm_config(run)
-    if run.exclude and not any(re.fullmatch(run.exclude, name) for name, _ in model.named_modules()):
-        raise ValueError(
-            f"'exclude' must match the whole name of a layer (got {run.exclude!r}). Such as 'classifier.*'."
-        )
-    convert_to_rmm(model, config, module_filter_fn=lambda _, name: not re.fullmatch(run.exclude or "", name))
+    apply_rmm(model, config, exclude=run.exclude)
     return nullcontext if run.method == "rmm" else lambda: compress_activations(config)
 
 
