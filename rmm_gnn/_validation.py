@@ -147,6 +147,28 @@ def check_row_norms(row_norms: Any, x: Tensor, family: str, *, reads: bool) -> N
         )
 
 
+def check_row_mask(row_mask: Any, x: Tensor) -> None:
+    """Check that ``row_mask`` has a bool for each row of ``x`` [*, N], in the shape of its leading dimensions."""
+    check_bool_tensor("row_mask", row_mask)
+    if row_mask.shape != x.shape[:-1]:
+        raise ValueError(
+            f"'row_mask' must have the leading shape of 'x', {tuple(x.shape[:-1])} (got {tuple(row_mask.shape)}). "
+            "Reshape it as 'x' is."
+        )
+    if row_mask.device != x.device:
+        raise ValueError(
+            f"'row_mask' must be on the device of 'x', {x.device} (got {row_mask.device}). Move one of them."
+        )
+
+
+def check_bool_tensor(name: str, value: Any) -> Tensor:
+    """Return ``value`` if it is a dense tensor of bools."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.dtype != torch.bool:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"'{name}' must be a dense tensor of bools (got {got}). Compare an attention mask with 1.")
+    return value
+
+
 def check_seed(seed: Any, device: torch.device) -> Tensor:
     """Return ``seed`` as an int64 scalar tensor on ``device``; takes a Python int or such a tensor."""
     if isinstance(seed, Tensor):

@@ -13,6 +13,7 @@ from rmm_gnn.codecs import get_codec, row_tiles
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.control_variates import column_means, column_sums, nonfinite_marks, rank_one_term
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.kernels.rows import count_of
 from rmm_gnn.sketches import Draw
 
 
@@ -49,25 +50,31 @@ def compress(
     seed: Tensor,
     row_norms: Tensor | None = None,  # [B]
     anchor: Anchor | None = None,
+    rows: Tensor | None = None,  # [B']
 ) -> CompressedActivation:
-    """Centre, sketch and encode x, B >= 1, or x less its fit on an anchor.
+    """Centre, sketch and encode x, B >= 1, or x less its fit on an anchor, or some ``rows`` of x and no others.
 
-    Families that read norms of an earlier grad_output's rows are given them.
+    Families that read norms of an earlier grad_output's rows are given them: those of ``rows`` where there are such.
 
     With centring the sketch of X - 1 m^T is formed as S^T X - (S^T 1) m^T, so no centred copy of X is made.  Nor is one
     of X less its fit on X_0: its sketch is S^T X - (S^T X_0) A - (S^T 1) m^T, a second sketch and a product of k rows.
     """
-    family, codec, num_rows = config.family, get_codec(config.codec), x.shape[0]
+    family, codec, num_rows = config.family, get_codec(config.codec), count_of(x, rows)
+    if num_rows == 0:
+        return compress_like(x, config, 0)
+    x, rows = _selectable(x, rows, config)
     size = config.sketch_size(num_rows)
     if anchor is not None:
         mean = anchor.mean
     else:
-        mean = column_means(x, config.workspace_bytes) if config.center else None
-    state = family.prepare(x, mean, seed, size, config.workspace_bytes, row_norms)
-    marks = None if config.center or family.reads_every_row else nonfinite_marks(x)
+        mean = column_means(x, config.workspace_bytes, rows) if config.center else None
+    selected = {} if rows is None else {"rows": rows}
+    state = family.prepare(x, mean, seed, size, config.workspace_bytes, row_norms, **selected)
+    unread = not (config.center or family.reads_every_row)
+    marks = nonfinite_marks(x, config.workspace_bytes, rows) if unread else None
 
     payload = codec.empty(size, x.shape[1], x.dtype, x.device)
-    draw = Draw(seed, size, state, config.workspace_bytes, config.backend)
+    draw = Draw(seed, size, state, config.workspace_bytes, config.backend, rows)
     ones_sketch = None if mean is None else family.sketch_ones(num_rows, draw, mean.dtype)
     if anchor is not None:  # a block of x_0's sketch lies beside each of this one
         draw = replace(draw, workspace_bytes=config.workspace_bytes // 2)
@@ -84,12 +91,29 @@ def compress(
     return CompressedActivation(tuple(payload), mean, state)
 
 
-def compress_like(x: Tensor, config: RMMConfig) -> CompressedActivation:
-    """Return tensors of the shapes and types that ``compress`` would return, for tracing."""
-    size = config.sketch_size(x.shape[0])
+def compress_like(
+    x: Tensor, config: RMMConfig, num_rows: int | None = None, size: int | None = None
+) -> CompressedActivation:
+    """Return tensors of the shapes and types that ``compress`` would return, for tracing.
+
+    Args:
+        x: What is sketched, or some rows of it.
+        config: What to keep.
+        num_rows: How many rows are sketched; all if None.
+        size: k; that of the config for so many rows if None.
+    """
+    num_rows = x.shape[0] if num_rows is None else num_rows
+    size = config.sketch_size(num_rows) if size is None else size
     payload = get_codec(config.codec).empty(size, x.shape[1], x.dtype, x.device)
     mean = x.new_empty(x.shape[1], dtype=accumulation_dtype(x.dtype)) if config.center else None
-    return CompressedActivation(tuple(payload), mean, config.family.empty_state(x.shape[0], size, x.dtype, x.device))
+    return CompressedActivation(tuple(payload), mean, config.family.empty_state(num_rows, size, x.dtype, x.device))
+
+
+def _selectable(matrix: Tensor, rows: Tensor | None, config: RMMConfig) -> tuple[Tensor, Tensor | None]:
+    """Return matrix and rows as they are, or a copy of the rows for a family that does not select by itself."""
+    if rows is None or config.family.selects_rows:
+        return matrix, rows
+    return matrix.index_select(0, rows), None
 
 
 def weight_grad(
@@ -101,26 +125,34 @@ def weight_grad(
     num_columns: int,
     dtype: torch.dtype,
     exact_term: Tensor | None = None,  # [M, N]
+    rows: Tensor | None = None,  # [B']
 ) -> tuple[Tensor, Tensor]:  # [M, N], [M]
     r"""Estimate :math:`Y^T X` without bias from what was kept, and sum ``grad_output`` over its rows exactly.
 
     Returns :math:`(S^T Y)^T (S^T (X - 1 m^T)) + (Y^T 1) m^T` (Algorithm 1 with the centring of ``control_variates``) as
     ``dtype``, and Y^T 1, the bias gradient, in the accumulation type.  Sums are formed in the accumulation type.
-    ``exact_term`` is added to the estimate before it is rounded: what an anchor took away.
+    ``exact_term`` is added to the estimate before it is rounded: what an anchor took away.  With ``rows``, X and Y are
+    those rows, as in ``compress``; the sum is still that of all.
     """
     family, codec = config.family, get_codec(config.codec)
     payload = list(compressed.payload)
-    size = config.sketch_size(grad_output.shape[0])
+    num_rows, whole = count_of(grad_output, rows), rows is None
+    size = config.sketch_size(num_rows)
     sums = column_sums(grad_output, config.workspace_bytes)
-    marks = None if config.center or family.reads_every_row else nonfinite_marks(grad_output)
+    if num_rows == 0:
+        return grad_output.new_zeros(grad_output.shape[1], num_columns, dtype=dtype), sums
+    grad_output, rows = _selectable(grad_output, rows, config)
+    unread = not (config.center or family.reads_every_row)
+    marks = nonfinite_marks(grad_output, config.workspace_bytes, rows) if unread else None
 
     if compressed.mean is not None:
-        total = rank_one_term(sums, compressed.mean)
+        selected = sums if whole else column_sums(grad_output, config.workspace_bytes, rows)
+        total = rank_one_term(selected, compressed.mean)
     else:
         total = sums.new_zeros(sums.shape[0], num_columns)
     if exact_term is not None:
         total += exact_term
-    draw = Draw(seed, size, compressed.state, config.workspace_bytes, config.backend)
+    draw = Draw(seed, size, compressed.state, config.workspace_bytes, config.backend, rows)
     for start, stop, block in family.iter_blocks(grad_output, draw):
         if marks is not None:
             block += marks

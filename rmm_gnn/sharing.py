@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
 from rmm_gnn.config import RMMConfig
 
@@ -38,20 +38,36 @@ def is_of_held(out: Tensor) -> bool:
     return out in _OF_HELD
 
 
-# Configs of products that a mode made, for as long as their outputs live.
+# Configs of products that a mode made, and the rows that it sketched, for as long as their outputs live.
 _CONFIGS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def note_config(out: Tensor, config: RMMConfig) -> Tensor:
-    """Note that ``out`` is a product whose input is kept by ``config``, which its caller does not know of."""
+def note_config(out: Tensor, config: RMMConfig | None, row_mask: Tensor | None = None) -> Tensor:
+    """Note that ``out`` is a product whose input is kept by ``config``, or in part, which its caller does not know of.
+
+    Args:
+        out: The product.
+        config: What is kept; None where the caller has said it.
+        row_mask: The rows that are sketched; None for all.
+    """
     if not torch.compiler.is_compiling():
-        _CONFIGS[out] = config
+        _CONFIGS[out] = config, row_mask
     return out
 
 
 def config_of(out: Tensor) -> RMMConfig | None:
     """The config that ``note_config`` noted; None where it noted none."""
-    return _CONFIGS.get(out)
+    return _CONFIGS.get(out, (None, None))[0]
+
+
+def row_mask_of(out: Tensor) -> Tensor | None:
+    """The mask that ``note_config`` noted; None where it noted none."""
+    return _CONFIGS.get(out, (None, None))[1]
+
+
+def identity_of(tensor: Tensor) -> Hashable:
+    """Return a key for ``tensor`` with the values that it has now, which does not hold it."""
+    return WeakIdRef(tensor), tensor._version
 
 
 class KeptOnce:

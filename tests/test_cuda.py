@@ -78,3 +78,21 @@ def test_transient_memory_obeys_the_workspace():
 
 def test_seed_stays_on_the_device():
     assert draw_seed(torch.zeros(1, device="cuda")).is_cuda
+
+
+def test_a_mask_is_counted_once_for_all_layers():
+    """Whoever counts waits for the GPU; the second layer that is given the mask does not."""
+    x, mask = torch.randn(8, 60, 16, device="cuda"), torch.rand(8, 60, device="cuda") < 0.5
+    weight, config = torch.randn(4, 16, device="cuda", requires_grad=True), RMMConfig(rate=0.2)
+    grad_output = torch.randn(8, 60, 4, device="cuda") * mask.unsqueeze(-1)
+    expected = rmm_linear(x[mask], weight, config=config, seed=3)
+    (expected,) = torch.autograd.grad(expected, weight, grad_output[mask])
+    rmm_linear(x, weight, config=config, row_mask=mask)
+    seed = draw_seed(x).fill_(3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = rmm_linear(x, weight, config=config, seed=seed, row_mask=mask)
+        (found,) = torch.autograd.grad(out, weight, grad_output)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -15,7 +15,7 @@ LAYERS = [
     {"permutation"},
     {"kernels"},
     {"sketches", "codecs"},
-    {"config", "control_variates"},
+    {"config", "control_variates", "row_masks"},
     {"anchor"},
     {"compression", "sharing"},
     {"autograd"},

@@ -18,10 +18,18 @@ class ForwardPass:
         config: What to keep.
         checkpoints: How many checkpointed blocks were running on entry.
         sketches: What products that read one tensor share.
+        row_mask: The rows to sketch of inputs with its leading shape; None for all.
     """
 
-    def __init__(self, config: RMMConfig, checkpoints: int, held: tuple[Tensor, ...] = ()) -> None:
+    def __init__(
+        self,
+        config: RMMConfig,
+        checkpoints: int,
+        held: tuple[Tensor, ...] = (),
+        row_mask: Tensor | None = None,
+    ) -> None:
         self.config = config
+        self.row_mask = row_mask
         self._held = HeldInputs(held) if held else None
         self.checkpoints = checkpoints
         self.sketches = SharedSketches()
@@ -48,3 +56,7 @@ class ForwardPass:
         if like.device not in self._generators:
             self._generators[like.device] = torch.Generator(like.device).manual_seed(self._start)
         return draw_seed(like, self._generators[like.device])
+
+    def row_mask_for(self, x: Tensor) -> Tensor | None:
+        """Return the mask if it has a number for each row of ``x`` [*, N], in the same shape; None elsewhere."""
+        return self.row_mask if self.row_mask is not None and self.row_mask.shape == x.shape[:-1] else None

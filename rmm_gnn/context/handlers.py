@@ -54,8 +54,9 @@ def _linear(this: ForwardPass, input: Tensor, weight: Tensor, bias: Any = None) 
     out = linear_of_held(this.held, input, weight, bias)
     if out is not None:
         return out
-    seed, shared = this.seed(input), this.sketches.of(input, weight)
-    return note_config(lean.rmm_linear(input, weight, bias, config=this.config, seed=seed, shared=shared), this.config)
+    seed, shared, row_mask = this.seed(input), this.sketches.of(input, weight), this.row_mask_for(input)
+    out = lean.rmm_linear(input, weight, bias, config=this.config, seed=seed, shared=shared, row_mask=row_mask)
+    return note_config(out, this.config, row_mask)
 
 
 def _matmul(this: ForwardPass, input: Tensor, other: Tensor) -> Tensor:

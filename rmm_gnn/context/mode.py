@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import rmm_gnn.functional as lean
+from rmm_gnn._validation import check_bool_tensor
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.context.forward_pass import ForwardPass
 from rmm_gnn.context.handlers import HANDLERS, Handler
 from rmm_gnn.context.held import addmm_of_held, dropout_of_held, linear_of_held
+from rmm_gnn.sharing import note_config
 
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 # The first pass over a block; the second one of the reentrant variant, and of the other.
@@ -70,14 +72,22 @@ class compress_activations(TorchFunctionMode):
     changed in place after dropout, of a part of a held tensor, of dropout under a ``p`` that is a tensor, or of dropout
     made before this entry are sketched; ``shared_input_linear`` and ``anchored_linear`` keep what they keep elsewhere.
 
+    *Padding.*  With a ``row_mask``, linear layers sketch the rows that it marks, and no others: those whose input has
+    leading dimensions of exactly its shape.  An input [batch * sequence, N] is not taken for a flattened
+    [batch, sequence, N], since nothing says that it is one: it is sketched whole, and so is what ``addmm`` reads.
+    Every such layer has to have a gradient of zero in the other rows; ``rmm_linear`` says more.
+
     Args:
         config: What to keep; ``RMMConfig()`` if None.
         held: Tensors that the caller keeps until backward in any case; None stands for none.  Objects that are not
             strided tensors, such as sparse matrices, may be among them and are passed over, and so are tensors made in
             inference mode.  Compiled code does not look at them.
+        row_mask: bool, True for the rows to sketch, such as [batch, sequence] for inputs [batch, sequence, N]; None for
+            all.  It must not change in place before backward.
 
     Raises:
-        TypeError: If ``config`` is not an ``RMMConfig``, or ``held`` is no sequence.
+        TypeError: If ``config`` is not an ``RMMConfig``, ``held`` is no sequence, or ``row_mask`` is not one of bools.
+        ValueError: In the forward pass, if ``row_mask`` is on another device than an input.
         RuntimeError: In the forward pass, if ``torch.utils.checkpoint`` starts within the mode.
 
     Example:
@@ -87,7 +97,13 @@ class compress_activations(TorchFunctionMode):
         >>> loss.backward()
     """
 
-    def __init__(self, config: RMMConfig | None = None, *, held: Sequence[Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: RMMConfig | None = None,
+        *,
+        held: Sequence[Any] | None = None,
+        row_mask: Tensor | None = None,
+    ) -> None:
         super().__init__()
         if config is not None and not isinstance(config, RMMConfig):
             raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
@@ -95,12 +111,13 @@ class compress_activations(TorchFunctionMode):
             raise TypeError(f"'held' must be a sequence of tensors (got {type(held).__name__}). Write held=(x,).")
         self.config = RMMConfig() if config is None else config
         self.held = tuple(x for x in held or () if isinstance(x, Tensor) and x.layout == torch.strided)
+        self.row_mask = None if row_mask is None else check_bool_tensor("row_mask", row_mask)
         self._passes: list[ForwardPass] = []
 
     def __enter__(self) -> compress_activations:
         # Nothing here may break the graph: dynamo would then run the block only in part and return the wrong value.
         if not torch.compiler.is_compiling():
-            self._passes.append(ForwardPass(self.config, _count_checkpoints(), self.held))
+            self._passes.append(ForwardPass(self.config, _count_checkpoints(), self.held, self.row_mask))
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
@@ -137,7 +154,7 @@ class compress_activations(TorchFunctionMode):
         if self._passes:
             return self._passes[-1]
         # The mode was entered in code that torch.compile traces: no seeds of its own, which would break the graph.
-        traced = ForwardPass(self.config, 0)
+        traced = ForwardPass(self.config, 0, row_mask=self.row_mask)
         traced.checkpoints = _count_checkpoints()
         return traced
 
@@ -157,7 +174,10 @@ def _rmm_linear(this: ForwardPass, x: Tensor, weight: Tensor, bias: Tensor | Non
             return out
     if kwargs.get("shared") is None and isinstance(x, Tensor) and isinstance(weight, Tensor):
         kwargs["shared"] = this.sketches.of(x, weight)
-    return lean.rmm_linear(x, weight, bias, **kwargs)
+    if kwargs.get("row_mask") is not None or not isinstance(x, Tensor) or this.row_mask_for(x) is None:
+        return lean.rmm_linear(x, weight, bias, **kwargs)
+    kwargs["row_mask"] = this.row_mask_for(x)
+    return note_config(lean.rmm_linear(x, weight, bias, **kwargs), None, kwargs["row_mask"])
 
 
 def _addmm(

@@ -14,6 +14,7 @@ from rmm_gnn.diagnostics.variance import (
     sgd_variance,
     variance_ratio,
 )
+from rmm_gnn.row_masks import check_row_masks
 
 __all__ = [
     "GradientProbe",
@@ -22,6 +23,7 @@ __all__ = [
     "NoiseRecord",
     "SavedEntry",
     "alignment",
+    "check_row_masks",
     "estimate_moments",
     "memory_report",
     "noise_parts",

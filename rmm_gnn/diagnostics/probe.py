@@ -19,7 +19,7 @@ from rmm_gnn.codecs import get_codec
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.diagnostics.noise_record import NoiseRecord
 from rmm_gnn.diagnostics.online import OnlineSketch
-from rmm_gnn.diagnostics.products import Product, WatchProducts
+from rmm_gnn.diagnostics.products import Product, WatchProducts, marked_rows
 from rmm_gnn.diagnostics.variance import NoiseParts, noise_parts
 from rmm_gnn.sketches.moments import Moments, moments, squared_norms, tiles
 
@@ -134,7 +134,7 @@ class GradientProbe:
         def watch(product: Product) -> None:
             nonlocal count
             count += 1
-            name, kept = product.name, _kept(product)
+            name, kept, row_mask = product.name, _kept(product), product.row_mask
             # Taken out when it is used, so that X goes as soon as its gradient has come; and the hook must not hold the
             # tensor it hangs on, a cycle that would never be freed.
             held = [self._measurement(product, step * 10_007 + count)]
@@ -142,7 +142,7 @@ class GradientProbe:
             def record(grad_output: Tensor) -> None:
                 if held:
                     with torch.no_grad(), torch.autocast(grad_output.device.type, enabled=False):
-                        gradient = grad_output.reshape(-1, grad_output.shape[-1])
+                        gradient = marked_rows(grad_output, row_mask)
                         self.records.append(_record(step, name, kept, gradient.shape[0], *held.pop()(gradient)))
 
             product.out.register_hook(record)

@@ -15,7 +15,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import rmm_gnn.functional as lean
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.sharing import config_of, is_of_held
+from rmm_gnn.row_masks import count_rows
+from rmm_gnn.sharing import config_of, is_of_held, row_mask_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Product:
         held: Whether X is kept by the caller in any case, so that nothing new is: then ``codec`` is "fp32".
         row_norms: What the rows of the sketch are drawn by, besides X; None where there are none.
         anchor: The x_0, [*, N], whose linear fit is taken off X before it is sketched; None where none is.
+        row_mask: The rows of X that are sketched, [*]; None where all are.
     """
 
     name: str
@@ -41,16 +43,22 @@ class Product:
     held: bool = False
     row_norms: Tensor | None = None
     anchor: Tensor | None = None
+    row_mask: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
-        """X as a matrix [B, N] outside of the graph."""
-        return self.x.detach().reshape(-1, self.x.shape[-1])
+        """X as a matrix [B, N] outside of the graph; a copy of the rows that are sketched where not all are."""
+        return marked_rows(self.x.detach(), self.row_mask)
 
     @property
     def anchor_rows(self) -> Tensor | None:
         """The anchor likewise."""
         return None if self.anchor is None else self.anchor.detach().reshape(-1, self.anchor.shape[-1])
+
+
+def marked_rows(tensor: Tensor, row_mask: Tensor | None) -> Tensor:  # [*, M], [*] -> [B, M]
+    """Return ``tensor`` as a matrix, or a copy of those of its rows that the mask marks."""
+    return tensor.reshape(-1, tensor.shape[-1]) if row_mask is None else tensor[row_mask]
 
 
 class WatchProducts(TorchFunctionMode):
@@ -62,7 +70,8 @@ class WatchProducts(TorchFunctionMode):
 
     Args:
         names: Parameters and their names.
-        on_product: Called with each product that autograd will ask for the gradient of its weight.
+        on_product: Called with each product that autograd will ask for the gradient of its weight, but for those with
+            a ``row_mask`` that marks nothing: their gradient is known to be zero.
     """
 
     def __init__(self, names: Mapping[Tensor, str], on_product: Callable[[Product], None]) -> None:
@@ -82,9 +91,12 @@ class WatchProducts(TorchFunctionMode):
                 if name is not None and out.requires_grad and found.weight.requires_grad:
                     # A product that the model left to torch may be one that a mode has made.
                     config = found.config if found.codec is not None else found.config or config_of(out)
-                    kept = (config, found.codec, False, found.row_norms, found.anchor)
+                    row_mask = row_mask_of(out) if found.row_mask is None else found.row_mask
+                    kept = (config, found.codec, False, found.row_norms, found.anchor, row_mask)
                     if is_of_held(out):
-                        kept = (None, "fp32", True, None, None)
+                        kept = (None, "fp32", True, None, None, None)
+                    elif row_mask is not None and count_rows(row_mask) == 0:
+                        continue
                     self._on_product(Product(name, found.x, out, *kept))
         elif isinstance(out, Tensor) and out.dim() == 2 and out.requires_grad:
             made_of = {self._name_of(arg) for arg in args if isinstance(arg, Tensor)} - {None}
@@ -118,6 +130,7 @@ class _Found:
     codec: str | None = None
     row_norms: Tensor | None = None
     anchor: Tensor | None = None
+    row_mask: Tensor | None = None
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Any = None) -> list[_Found]:
@@ -141,7 +154,10 @@ def _sketched(function: Callable[..., Any], x: str, weight: str) -> Callable[...
 
     def read(*args: Any, **kwargs: Any) -> list[_Found]:
         given = signature.bind(*args, **kwargs).arguments
-        return [_Found(given[x], given[weight], config=given["config"], row_norms=given.get("row_norms"))]
+        row_norms, row_mask = given.get("row_norms"), given.get("row_mask")
+        if row_norms is not None and row_mask is not None:
+            row_norms = row_norms[row_mask.reshape(-1)]
+        return [_Found(given[x], given[weight], config=given["config"], row_norms=row_norms, row_mask=row_mask)]
 
     return read
 

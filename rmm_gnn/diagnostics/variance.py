@@ -84,6 +84,9 @@ def rmm_variance(
 
     *Erratum.*  The paper's (11) is :func:`paper_rmm_variance`; the right one for its Gaussian S is (a + c)/k.
 
+    Where ``rmm_linear`` was given a ``row_mask``, its noise is that of the rows which the mask marks:
+    ``rmm_variance(x[row_mask], grad_output[row_mask], config)``, likewise for the other functions here.
+
     Args:
         x: Input of the layer.
         grad_output: Gradient of its output.

@@ -9,13 +9,21 @@ from torch import Tensor
 import rmm_gnn.autograd.addmm
 import rmm_gnn.autograd.coded_linear
 import rmm_gnn.autograd.rmm_linear  # noqa: F401  (registers the operators)
-from rmm_gnn._validation import check_floating, check_linear_shapes, check_matrix, check_row_norms, check_seed
+from rmm_gnn._validation import (
+    check_floating,
+    check_linear_shapes,
+    check_matrix,
+    check_row_mask,
+    check_row_norms,
+    check_seed,
+)
 from rmm_gnn.autograd.shared_input_linear import SharedInputLinear
 from rmm_gnn.codecs import CAST_DTYPES, Codec
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.functional._calling import as_autocast, autocast_dtype, overridable, rounding_seed, spec_of
+from rmm_gnn.row_masks import UNKNOWN, count_rows, masks_are_checked
 from rmm_gnn.seeding import draw_seed
-from rmm_gnn.sharing import KeptOnce
+from rmm_gnn.sharing import KeptOnce, identity_of
 
 # Finds the codes that are being kept; holds none.
 _SHARED_CODES = KeptOnce()
@@ -31,6 +39,7 @@ def rmm_linear(
     seed: Tensor | int | None = None,
     shared: KeptOnce | None = None,
     row_norms: Tensor | None = None,  # [B]
+    row_mask: Tensor | None = None,  # [*]
 ) -> Tensor:  # [*, M]
     r"""Linear layer that keeps a sketch of its input; all is exact but the weight gradient, an unbiased estimate.
 
@@ -49,6 +58,19 @@ def rmm_linear(
     Besides the workspace, an x whose leading dimensions cannot be flattened in place is copied for the duration of the
     call, and so is an x that autocast converts, as in ``linear``.
 
+    *Padding.*  Rows whose output has no gradient, as padding has in a transformer with an attention mask whose loss
+    does not read it, add nothing to the weight gradient.  Where a ``row_mask`` marks the others, B' of them, only these
+    are sketched: k = ``config.sketch_size(B')``, ``config.saved_bytes(B', N)`` bytes are kept, and the mask itself, one
+    byte a row, as it is given: once for all layers that are given the same one.  The other rows are not read for the
+    weight gradient; output and gradients of x and bias stay exact over all rows.  What is estimated is the gradient of
+    the marked rows alone, so the gradient of the output has to be zero in the others, or the estimate is biased:
+    ``diagnostics.check_row_masks`` checks that.  A mask that marks every row is no mask; with one that marks none,
+    nothing is kept and the weight gradient is zero.  Besides the workspace, forward and backward need 24 bytes a row of
+    x for the numbers of the rows.  B' is read back from a GPU, once for a mask that many layers share.  Under
+    ``torch.compile(fullgraph=True)`` k is one of the graph's sizes; without ``fullgraph`` the graph breaks, unless
+    ``torch._dynamo.config.capture_dynamic_output_shape_ops`` is set.  Traced code reads B' back in every forward and
+    backward of a layer, and treats masks of all rows or none as any other.
+
     Args:
         x: Input, float32, float64, bfloat16 or float16.
         weight: Weight of the same type.
@@ -62,14 +84,17 @@ def rmm_linear(
             where there are ``row_norms``.
         row_norms: For a family that draws rows by them, ``"importance_sampling"``: the norms that the B rows of the
             gradient of this output had a step ago, of any real floating-point type.  Layers keep them by themselves.
+        row_mask: bool, True for the rows to sketch, of the leading shape of x: an attention mask, compared with 1.  It
+            must not change in place before backward.
 
     Returns:
         The exact output.
 
     Raises:
-        TypeError: If a tensor is not a dense floating-point one, types differ, or ``config`` is not an ``RMMConfig``.
+        TypeError: If a tensor is not a dense floating-point one, types differ, ``row_mask`` is not one of bools, or
+            ``config`` is not an ``RMMConfig``.
         ValueError: If shapes or devices do not fit, or the family makes no use of ``row_norms``.
-        RuntimeError: In backward, if it is run with ``create_graph=True``.
+        RuntimeError: In backward, if it is run with ``create_graph=True``, or a check of ``row_mask`` fails.
 
     Example:
         >>> x, weight = torch.randn(100, 8), torch.randn(4, 8, requires_grad=True)
@@ -92,6 +117,8 @@ def rmm_linear(
     check_linear_shapes(x, weight, bias)
     if row_norms is not None:
         check_row_norms(row_norms, x, config.family.name, reads=config.family.reads_row_norms)
+    if row_mask is not None:
+        check_row_mask(row_mask, x)
 
     if seed is not None:
         seed = check_seed(seed, x.device)
@@ -104,11 +131,29 @@ def rmm_linear(
         return torch.ops.rmm_gnn.exact_linear(x, weight, bias, seed)
 
     rows, spec = _as_rows(x), config.spec
+    num_rows, checked, identity = 0, False, None
+    if row_mask is not None:
+        num_rows, checked = UNKNOWN, masks_are_checked()
+        if not torch.compiler.is_compiling():
+            num_rows = count_rows(row_mask)
+            if num_rows == 0:
+                unmarked = row_mask if checked else None
+                out = torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, [], spec, unmarked, 0, checked)
+                return _shaped(out, x)
+            if num_rows == row_mask.numel():
+                row_mask, num_rows = None, 0
+            else:
+                identity = identity_of(row_mask)
     # Norms are those of one weight's output: rows drawn by them are the wrong ones for another.
     if shared is None or row_norms is not None:
-        return _shaped(torch.ops.rmm_gnn.linear(rows, weight, bias, seed, spec, row_norms)[0], x)
-    kept = shared.get_or_make(source, (x.dtype, spec), lambda: torch.ops.rmm_gnn.compress(rows.detach(), seed, spec))
-    return _shaped(torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, kept, spec), x)
+        out = torch.ops.rmm_gnn.linear(rows, weight, bias, seed, spec, row_norms, row_mask, num_rows, checked)[0]
+        return _shaped(out, x)
+    kept = shared.get_or_make(
+        source,
+        (x.dtype, spec, identity),
+        lambda: torch.ops.rmm_gnn.compress(rows.detach(), seed, spec, row_mask, num_rows),
+    )
+    return _shaped(torch.ops.rmm_gnn.linear_of_kept(rows, weight, bias, kept, spec, row_mask, num_rows, checked), x)
 
 
 @overridable

@@ -26,12 +26,14 @@ def training_linear(
     parameter: Tensor,
     layer: Module,
     sketches: SharedSketches | None = None,
+    row_mask: Tensor | None = None,  # [*]
 ) -> Tensor:  # [*, M]
     """Return x W^T + b; in training with a trainable ``parameter`` behind ``weight``, through a fresh sketch of x.
 
     The seed is drawn in every training call, also with grad mode off: reentrant checkpointing runs its first pass so,
     and a generator that it does not advance would give the same S at every step.  Where the sketch's family reads them,
-    ``layer`` holds the norms of its gradient's rows until the next step.
+    ``layer`` holds the norms of its gradient's rows until the next step.  With a ``row_mask``, the rows that it marks
+    are sketched, and no others.
 
     An x that fused attention keeps in any case is kept with it, for nothing, and the product is exact.
     """
@@ -44,8 +46,8 @@ def training_linear(
         reading = None if sketches is None else sketches.of(x, weight)
         if reading is not None:
             seed = reading.seed(seed)
-        return rmm_linear(x, weight, bias, config=config, seed=seed, shared=reading)
+        return rmm_linear(x, weight, bias, config=config, seed=seed, shared=reading, row_mask=row_mask)
     row_norms = _row_norms.of_the_step_before(layer, x)
-    out = rmm_linear(x, weight, bias, config=config, seed=seed, row_norms=row_norms)
+    out = rmm_linear(x, weight, bias, config=config, seed=seed, row_norms=row_norms, row_mask=row_mask)
     _row_norms.note(layer, out, config.workspace_bytes)
     return out

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.diagnostics.products import Product, WatchProducts
+from rmm_gnn.diagnostics.products import Product, WatchProducts, marked_rows
 from rmm_gnn.functional._calling import autocast_dtype
 from rmm_gnn.planning.choose import Cost
 from rmm_gnn.planning.items import Item, SeenProduct, items_of
@@ -187,12 +187,13 @@ def _products(trials: Trials, settings: RMMConfig) -> _SeenModel:
         known = next((index for index, x in enumerate(inputs) if x is product.x), len(inputs))
         if known == len(inputs):
             inputs.append(product.x)
+        row_mask = product.row_mask
         held, dtype = [product.rows], autocast_dtype(product.x) or product.x.dtype
 
         def measure(grad_output: Tensor) -> None:
             if held:
                 with torch.no_grad(), torch.autocast(grad_output.device.type, enabled=False):
-                    rows, gradient = held.pop(), grad_output.reshape(-1, grad_output.shape[-1])
+                    rows, gradient = held.pop(), marked_rows(grad_output, row_mask)
                     noise = measure_layer(name, rows, gradient, settings)
                     _add(gradients, name, rows.to(gradient.dtype).T @ gradient)
                 found.products.append(SeenProduct(noise, known, (gradient.shape[0], noise.num_columns, dtype)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.kernels.rows import tile
 from rmm_gnn.sketches.moments import Moments, moments
 
 DEFAULT_WORKSPACE_BYTES = 64 * 2**20
@@ -29,6 +30,8 @@ class Draw:
         state: What ``Sketch.prepare`` returned for this seed, for families that look at the data.
         workspace_bytes: Bound on transient memory besides the result.
         backend: Which implementation computes a product.
+        rows: Numbers of the matrix's rows that S is applied to, in this order, so that B is how many they are [B]; None
+            for all of them.
     """
 
     seed: Tensor
@@ -36,6 +39,7 @@ class Draw:
     state: State = ()
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
     backend: str = "auto"
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Sketch(ABC):
     reads_every_row: ClassVar[bool] = True
     # True for families that make use of ``row_norms``: the norms of an earlier grad_output's rows.
     reads_row_norms: ClassVar[bool] = False
+    # True for families whose ``prepare`` and ``sketch_rows`` select rows by themselves.  The others are given a copy.
+    selects_rows: ClassVar[bool] = False
     # Backends besides plain torch that can compute this family.
     backends: ClassVar[tuple[str, ...]] = ()
 
@@ -73,12 +79,14 @@ class Sketch(ABC):
         start: int,
         stop: int,
     ) -> Tensor:  # [stop - start, N]
-        """Return rows [start, stop) of S^T ``matrix`` in the accumulation type.
+        """Return rows [start, stop) of S^T ``matrix``, or of that of ``draw.rows``, in the accumulation type.
 
         Besides the result, an implementation allocates at most ``draw.workspace_bytes``.  This default is the slow,
         obvious one and does not: it builds S whole.
         """
         dtype = accumulation_dtype(matrix.dtype)
+        if draw.rows is not None:
+            matrix = tile(matrix, draw.rows, 0, draw.rows.shape[0])
         dense = self.to_dense(matrix.shape[0], draw.sketch_size, draw.seed, state=draw.state, dtype=dtype)
         return dense[:, start:stop].T @ matrix.to(dtype)
 
@@ -128,6 +136,7 @@ class Sketch(ABC):
     def sketch_ones(self, num_rows: int, draw: Draw, dtype: torch.dtype) -> Tensor:  # [k]
         """Return S^T 1, by which centring corrects the sketch; a family may know a shorter way than its product."""
         ones = torch.ones((), dtype=dtype, device=draw.seed.device).expand(num_rows, 1)
+        draw = replace(draw, rows=None)
         return torch.cat([block for _, _, block in self.iter_blocks(ones, draw)]).squeeze(1)
 
     def prepare(
@@ -138,8 +147,12 @@ class Sketch(ABC):
         sketch_size: int,
         workspace_bytes: int,
         row_norms: Tensor | None = None,  # [B]
+        rows: Tensor | None = None,  # [B]
     ) -> State:
-        """Return what S depends on besides the seed: tensors that are kept, and counted, until backward."""
+        """Return what S depends on besides the seed: tensors that are kept, and counted, until backward.
+
+        ``rows`` are those of a larger x that S is to be applied to; only families that select rows are given them.
+        """
         return ()
 
     def empty_state(self, num_rows: int, sketch_size: int, dtype: torch.dtype, device: torch.device) -> State:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rmm_gnn._validation import check_positive_int
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.kernels.rows import count_of, numbers
 from rmm_gnn.permutation import permutation
 from rmm_gnn.sketches.base import Draw, Sketch, State
 from rmm_gnn.sketches.blocks import block_start
@@ -40,6 +41,7 @@ class BlockRademacherSketch(Sketch):
     """
 
     name: ClassVar[str] = "block_rademacher"
+    selects_rows: ClassVar[bool] = True
     block_rows: int = 512
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class BlockRademacherSketch(Sketch):
         return dense
 
     def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
-        num_rows, num_columns = matrix.shape
+        num_rows, num_columns = count_of(matrix, draw.rows), matrix.shape[1]
         seed, sketch_size = draw.seed, draw.sketch_size
         num_blocks = self.num_blocks(num_rows, sketch_size)
         dtype = accumulation_dtype(matrix.dtype)
@@ -87,7 +89,7 @@ class BlockRademacherSketch(Sketch):
             for position in range(begin, end, height):
                 rows = permutation(seed, num_rows, position, min(position + height, end))
                 entries = _ENTRIES.entries(seed, rows, first, last).to(dtype)
-                tile = matrix.index_select(0, rows).to(dtype)
+                tile = matrix.index_select(0, numbers(draw.rows, rows)).to(dtype)
                 out[first - start : last - start].addmm_(entries.T, tile, alpha=scale)
         return out
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rmm_gnn.kernels import bucket_sum, resolve
 from rmm_gnn.kernels.reference import accumulation_dtype, gathers_in_place
+from rmm_gnn.kernels.rows import count_of, numbers
 from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import random_signs
 from rmm_gnn.sketches.base import Draw, Sketch, State
@@ -64,6 +65,7 @@ class CountSketch(Sketch):
     """
 
     name: ClassVar[str] = "count_sketch"
+    selects_rows: ClassVar[bool] = True
     backends: ClassVar[tuple[str, ...]] = ("scatter",)
 
     def to_dense(
@@ -83,7 +85,7 @@ class CountSketch(Sketch):
         return dense
 
     def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
-        num_rows, num_columns = matrix.shape
+        num_rows, num_columns = count_of(matrix, draw.rows), matrix.shape[1]
         seed, sketch_size = draw.seed, draw.sketch_size
         dtype = accumulation_dtype(matrix.dtype)
         gathered = 0
@@ -92,7 +94,8 @@ class CountSketch(Sketch):
         limit = max(1, draw.workspace_bytes // (_BYTES_PER_POSITION + gathered))
 
         def sums_of(first: int, last: int, begin: int, end: int) -> Tensor:
-            rows = permutation(seed, num_rows, begin, end)
+            # A permutation of the selected rows is one more look-up: bucket sums gather in any case.
+            rows = numbers(draw.rows, permutation(seed, num_rows, begin, end))
             offsets = _offsets(num_rows, sketch_size, first, last, begin, seed.device).to(rows.dtype)
             return bucket_sum(matrix, rows, random_signs(seed, begin, end, dtype), offsets, draw.backend)
 

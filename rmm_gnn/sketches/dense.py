@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.kernels.rows import count_of, tile
 from rmm_gnn.seeding import Stream, hash_index, mix32
 from rmm_gnn.sketches.base import Draw, Sketch, State
 
@@ -19,6 +21,8 @@ _MAX_TILE_ENTRIES = 2**18
 @dataclass(frozen=True)
 class EntrywiseSketch(Sketch):
     """A dense family whose entry (i, j) is a function of (seed, i, j)."""
+
+    selects_rows: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -42,11 +46,13 @@ class EntrywiseSketch(Sketch):
         return self.entries(seed, rows, 0, sketch_size).to(dtype).mul_(sketch_size**-0.5)
 
     def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
-        num_rows, num_columns = matrix.shape
+        num_rows, num_columns = count_of(matrix, draw.rows), matrix.shape[1]
         dtype = accumulation_dtype(matrix.dtype)
         out = matrix.new_zeros((stop - start, num_columns), dtype=dtype)
 
         copy_bytes = 0 if matrix.dtype == dtype and matrix.is_contiguous() else num_columns * dtype.itemsize
+        if draw.rows is not None:
+            copy_bytes += num_columns * matrix.element_size()
         width = min(stop - start, 4096)
         width = max(1, min(width, draw.workspace_bytes // (2 * self.bytes_per_entry)))
         height = draw.workspace_bytes // (width * self.bytes_per_entry + copy_bytes)
@@ -54,11 +60,11 @@ class EntrywiseSketch(Sketch):
 
         # The outer loop is over rows, so that a tile of the matrix is converted once for all columns of S.
         for row in range(0, num_rows, height):
-            tile = matrix[row : row + height].to(dtype)
-            rows = torch.arange(row, row + tile.shape[0], device=matrix.device)
+            part = tile(matrix, draw.rows, row, min(row + height, num_rows)).to(dtype)
+            rows = torch.arange(row, row + part.shape[0], device=matrix.device)
             for column in range(start, stop, width):
                 block = self.entries(draw.seed, rows, column, min(column + width, stop)).to(dtype)
-                out[column - start : column - start + block.shape[1]].addmm_(block.T, tile)
+                out[column - start : column - start + block.shape[1]].addmm_(block.T, part)
         return out.mul_(draw.sketch_size**-0.5)
 
 

@@ -87,10 +87,20 @@ class ImportanceSamplingSketch(SampledRows):
         check_top_share("top_share", self.top_share)
 
     def chances(
-        self, x: Tensor, mean: Tensor | None, row_norms: Tensor | None, sketch_size: int, workspace_bytes: int
+        self,
+        x: Tensor,
+        mean: Tensor | None,
+        row_norms: Tensor | None,
+        sketch_size: int,
+        workspace_bytes: int,
+        rows: Tensor | None = None,
     ) -> Chances:
-        """Return how the rows of x, or of x less ``mean``, get into the sketch, given the norms of Y's rows or not."""
-        weights = row_norms_of(x, mean, workspace_bytes)
+        """Return how the rows of x, or of x less ``mean``, get into the sketch, given the norms of Y's rows or not.
+
+        Where ``rows`` of x are selected, norms are theirs, and the rows of the result are numbers among them.
+        """
+        weights = row_norms_of(x, mean, workspace_bytes, rows)
+        num_rows = weights.shape[0]
         most = 0 if row_norms is None else min(int(self.top_share * sketch_size), sketch_size - 1)
         known = torch.zeros((), dtype=torch.bool, device=x.device)
         if row_norms is not None:
@@ -100,12 +110,12 @@ class ImportanceSamplingSketch(SampledRows):
             weights = torch.where(known, products, weights)
         if most == 0:
             none = torch.zeros((), dtype=torch.int64, device=x.device)
-            return Chances(mixed_with_uniform(weights, self.uniform_share, x.shape[0]), none.new_empty(0), none)
+            return Chances(mixed_with_uniform(weights, self.uniform_share, num_rows), none.new_empty(0), none)
         largest, top = weights.topk(most)
         num_certain = torch.where(known, _best_count(weights.sum(), largest, sketch_size), 0)
         certain = torch.arange(most, device=x.device) < num_certain
         weights.scatter_(0, top, largest.masked_fill_(certain, 0.0))
-        q = mixed_with_uniform(weights, self.uniform_share, x.shape[0] - num_certain)
+        q = mixed_with_uniform(weights, self.uniform_share, num_rows - num_certain)
         # The uniform part, too, is for the rest alone.
         return Chances(q.scatter_(0, top, q[top].masked_fill_(certain, 0.0)), top, num_certain)
 
@@ -117,19 +127,20 @@ class ImportanceSamplingSketch(SampledRows):
         sketch_size: int,
         workspace_bytes: int,
         row_norms: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> State:
-        q, top, num_certain = self.chances(x, mean, row_norms, sketch_size, workspace_bytes)
+        q, top, num_certain = self.chances(x, mean, row_norms, sketch_size, workspace_bytes, rows)
         dtype = accumulation_dtype(x.dtype)
         if top.shape[0] == 0:
-            rows = draw_rows(q, seed, torch.arange(sketch_size, device=x.device))
-            return rows.to(torch.int32), (q[rows] * sketch_size).rsqrt_().to(dtype)
+            drawn = draw_rows(q, seed, torch.arange(sketch_size, device=x.device))
+            return drawn.to(torch.int32), (q[drawn] * sketch_size).rsqrt_().to(dtype)
         # In random order: whoever looks at a part of the sketch's rows finds certain ones among them as often.
         index = permutation(seed, sketch_size).long()
         drawn = draw_rows(q, seed, index)
         certain = index < num_certain
-        rows = torch.where(certain, top[index.clamp(max=top.shape[0] - 1)], drawn)
+        chosen = torch.where(certain, top[index.clamp(max=top.shape[0] - 1)], drawn)
         factors = (q[drawn] * (sketch_size - num_certain)).rsqrt_().masked_fill_(certain, 1.0)
-        return rows.to(torch.int32), factors.to(dtype)
+        return chosen.to(torch.int32), factors.to(dtype)
 
     def variance(
         self,

@@ -47,9 +47,12 @@ class NormSamplingSketch(SampledRows):
     def __post_init__(self) -> None:
         check_share("uniform_share", self.uniform_share)
 
-    def probabilities(self, x: Tensor, mean: Tensor | None, workspace_bytes: int) -> Tensor:  # [B], float64
+    def probabilities(
+        self, x: Tensor, mean: Tensor | None, workspace_bytes: int, rows: Tensor | None = None
+    ) -> Tensor:  # [B], float64
         """Return q for the rows of x, or of x less ``mean`` [N] where it is given; needs 40 bytes a row."""
-        return mixed_with_uniform(row_norms_of(x, mean, workspace_bytes), self.uniform_share, x.shape[0])
+        norms = row_norms_of(x, mean, workspace_bytes, rows)
+        return mixed_with_uniform(norms, self.uniform_share, norms.shape[0])
 
     def prepare(
         self,
@@ -59,11 +62,12 @@ class NormSamplingSketch(SampledRows):
         sketch_size: int,
         workspace_bytes: int,
         row_norms: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> State:
-        q = self.probabilities(x, mean, workspace_bytes)
-        rows = draw_rows(q, seed, torch.arange(sketch_size, device=x.device))
-        factors = (q[rows] * sketch_size).rsqrt_().to(accumulation_dtype(x.dtype))
-        return rows.to(torch.int32), factors
+        q = self.probabilities(x, mean, workspace_bytes, rows)
+        drawn = draw_rows(q, seed, torch.arange(sketch_size, device=x.device))
+        factors = (q[drawn] * sketch_size).rsqrt_().to(accumulation_dtype(x.dtype))
+        return drawn.to(torch.int32), factors
 
     def variance(
         self,

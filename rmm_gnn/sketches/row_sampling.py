@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rmm_gnn._validation import check_bool
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.kernels.rows import count_of, numbers
 from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import Stream, uniform
 from rmm_gnn.sketches.base import Draw, Sketch, State
@@ -36,6 +37,7 @@ class RowSamplingSketch(Sketch):
 
     name: ClassVar[str] = "row_sampling"
     reads_every_row: ClassVar[bool] = False
+    selects_rows: ClassVar[bool] = True
     replacement: bool = False
 
     def __post_init__(self) -> None:
@@ -62,13 +64,13 @@ class RowSamplingSketch(Sketch):
         return dense
 
     def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
-        num_rows, num_columns = matrix.shape
+        num_rows, num_columns = count_of(matrix, draw.rows), matrix.shape[1]
         out = matrix.new_empty((stop - start, num_columns), dtype=accumulation_dtype(matrix.dtype))
         scale = (num_rows / draw.sketch_size) ** 0.5
         height = max(1, draw.workspace_bytes // (96 + num_columns * matrix.element_size()))
         for begin in range(start, stop, height):
             end = min(begin + height, stop)
-            rows = self._rows(num_rows, draw.seed, begin, end)
+            rows = numbers(draw.rows, self._rows(num_rows, draw.seed, begin, end))
             out[begin - start : end - start] = matrix.index_select(0, rows)
         return out.mul_(scale)
 

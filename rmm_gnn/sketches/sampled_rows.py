@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.kernels.rows import count_of, numbers, tile
 from rmm_gnn.seeding import Stream, uniform
 from rmm_gnn.sketches.base import Draw, Sketch, State
 
@@ -22,6 +23,7 @@ class SampledRows(Sketch):
     """
 
     reads_every_row: ClassVar[bool] = False
+    selects_rows: ClassVar[bool] = True
 
     def empty_state(self, num_rows: int, sketch_size: int, dtype: torch.dtype, device: torch.device) -> State:
         rows = torch.empty(sketch_size, dtype=torch.int32, device=device)
@@ -47,7 +49,7 @@ class SampledRows(Sketch):
         height = max(1, draw.workspace_bytes // (16 + matrix.shape[1] * matrix.element_size()))
         for begin in range(start, stop, height):
             end = min(begin + height, stop)
-            out[begin - start : end - start] = matrix.index_select(0, rows[begin:end])
+            out[begin - start : end - start] = matrix.index_select(0, numbers(draw.rows, rows[begin:end]))
         return out.mul_(factors[start:stop].to(out.dtype).unsqueeze(1))
 
 
@@ -72,13 +74,18 @@ def draw_rows(q: Tensor, seed: Tensor, index: Tensor) -> Tensor:  # [B], [], [k]
     return torch.searchsorted(cumulative, draws.mul_(cumulative[-1]), right=True).clamp_(max=q.shape[0] - 1)
 
 
-def row_norms_of(matrix: Tensor, mean: Tensor | None, workspace_bytes: int) -> Tensor:  # [B, N] -> [B], float64
-    """Return the norm of every row of ``matrix``, or of ``matrix`` less the row ``mean``."""
-    norms = matrix.new_empty(matrix.shape[0], dtype=torch.float64)
+def row_norms_of(
+    matrix: Tensor,  # [B, N]
+    mean: Tensor | None,
+    workspace_bytes: int,
+    rows: Tensor | None = None,
+) -> Tensor:  # [B], float64
+    """Return the norm of every row of ``matrix``, or of its ``rows``, or of these less the row ``mean``."""
+    norms = matrix.new_empty(count_of(matrix, rows), dtype=torch.float64)
     tile_bytes = workspace_bytes if matrix.is_cuda else min(workspace_bytes, _CPU_TILE_BYTES)
     height = max(1, tile_bytes // (2 * max(1, matrix.shape[1]) * norms.element_size()))
-    for start in range(0, matrix.shape[0], height):
+    for start in range(0, norms.shape[0], height):
         # Squares of float32 values above 2^64 overflow in float32.
-        tile = matrix[start : start + height].double()
-        norms[start : start + height] = torch.linalg.vector_norm(tile if mean is None else tile - mean, dim=1)
+        part = tile(matrix, rows, start, min(start + height, norms.shape[0])).double()
+        norms[start : start + height] = torch.linalg.vector_norm(part if mean is None else part - mean, dim=1)
     return norms

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rmm_gnn._validation import check_choice
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.kernels.rows import count_of
 from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import random_signs
 from rmm_gnn.sketches.base import Draw, Sketch, State
@@ -35,7 +36,8 @@ class SORSSketch(Sketch):
     their closed form is as cheap.
 
     Transient memory: columns are transformed a few at a time inside the workspace, one at the least (5 P numbers for
-    Hadamard, 9 P otherwise), but S^T ``matrix`` is formed whole, k rows of float32 beyond the workspace.
+    Hadamard, 9 P otherwise, and P more for selected rows), but S^T ``matrix`` is formed whole, k rows of float32 beyond
+    the workspace.
 
     Args:
         transform: "hadamard", "dct" or "dft".
@@ -50,6 +52,7 @@ class SORSSketch(Sketch):
     """
 
     name: ClassVar[str] = "sors"
+    selects_rows: ClassVar[bool] = True
     transform: str = "hadamard"
 
     def __post_init__(self) -> None:
@@ -79,15 +82,18 @@ class SORSSketch(Sketch):
         return chosen.mul_((length / sketch_size) ** 0.5).T
 
     def iter_blocks(self, matrix: Tensor, draw: Draw) -> Iterator[tuple[int, int, Tensor]]:
-        num_rows, num_columns = matrix.shape
+        num_rows, num_columns = count_of(matrix, draw.rows), matrix.shape[1]
         transform = TRANSFORMS[self.transform]
         dtype = accumulation_dtype(matrix.dtype)
         # Three vectors serve the signs and the transform's twiddle factors, the others hold columns on their way.
         vectors = draw.workspace_bytes // (transform.length(num_rows) * dtype.itemsize) - 3
-        width = max(1, vectors // transform.buffers)
+        # Rows that are selected take one more buffer for each column.
+        width = max(1, vectors // (transform.buffers + (draw.rows is not None)))
         out = matrix.new_empty((draw.sketch_size, num_columns), dtype=dtype)
         for start in range(0, num_columns, width):
             columns = matrix[:, start : start + width]
+            if draw.rows is not None:
+                columns = columns.index_select(0, draw.rows)
             out[:, start : start + width] = self._transform_columns(columns, draw.seed, draw.sketch_size)
         yield 0, draw.sketch_size, out
 
