@@ -144,7 +144,7 @@ def test_interruption_keeps_records_and_prints_the_table(tmp_path: Path, monkeyp
         (["--codec", "int3"], "'codec'"),
         (["--exclude", "("], "'exclude' must be a regular expression (got '(')"),
         (["--exclude", "head"], "'exclude' must"),
-        (["--exclude", ".*"], "'model' must have a layer to convert"),
+        (["--exclude", ".*"], "'model' must have a linear layer to convert"),
         (["--max-length", "513"], "'max_length' must not exceed 512, what the model reads (got 513)"),
         (["--probe-layer", "x"], "'probe_layer' must name a linear layer (got 'x')"),
         (["--runs", "0"], "'runs' must be at least 1 (got 0)"),
