@@ -93,7 +93,7 @@ def test_the_noise_is_that_of_the_layers(mode, tmp_path):
         found[rate] = sum(record.rmm_variance for record in callback.records)
         assert {record.step for record in callback.records} == {1, 2}
         assert "bert.encoder.layer.1.attention.self.key.weight" in {record.layer for record in callback.records}
-        assert len(callback.records) == 2 * 14
+        assert len(callback.records) == 2 * 12  # what reads the output of attention is exact
     assert 6 * found[0.4] > found[0.1] > 2.5 * found[0.4] > 0 and abs(found[1.0]) < 1e-3 * found[0.4]
 
 
@@ -114,7 +114,7 @@ def test_under_checkpointing_it_logs_what_it_can_see(use_reentrant, tmp_path):
     kept = run_with(RMMTrainerCallback(every=1), tmp_path, max_steps=1)
     assert history(run)[0]["rmm_saved_bytes"] < history(kept)[0]["rmm_saved_bytes"]
     inside = [record for record in callback.records if "encoder.layer" in record.layer]
-    assert len(inside) == (0 if use_reentrant else 12)
+    assert len(inside) == (0 if use_reentrant else 10)
 
 
 def test_measured_steps_are_logged_between_those_of_the_trainer(tmp_path):

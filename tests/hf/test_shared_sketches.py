@@ -34,17 +34,18 @@ def kept_by_linear(model, inputs) -> int:
 
 
 NARROW, WIDE, FIRST = (ROWS, HIDDEN), (ROWS, 64), (BATCH, HIDDEN)
-# One input for query, key and value; one for the output of attention; one or two for what follows it.
-BLOCK = [NARROW, NARROW, NARROW, WIDE]
+# One input for query, key and value, one or two for what follows attention, whose output is kept by its kernel.
+BLOCK = [NARROW, NARROW, WIDE]
 SHARED = {
     "bert": [*BLOCK, *BLOCK, FIRST, FIRST],
     "roberta": [*BLOCK, *BLOCK, FIRST, FIRST],
     "distilbert": [*BLOCK, *BLOCK, FIRST, FIRST],
     "albert": [(ROWS, 16), *BLOCK, *BLOCK, FIRST, FIRST],
-    "gpt2": [*[NARROW, NARROW, NARROW, (ROWS, 4 * HIDDEN)] * 2, NARROW],
+    "gpt2": [*[NARROW, NARROW, (ROWS, 4 * HIDDEN)] * 2, NARROW],
     "llama": [*BLOCK, *BLOCK, NARROW],
-    # The decoder attends to itself and, in keys and values of both layers, to the encoder's output.
-    "t5": [*BLOCK, *BLOCK, *[NARROW, NARROW, NARROW, NARROW, NARROW, WIDE] * 2, NARROW, NARROW],
+    # The decoder attends to itself and, in keys and values of both layers, to the encoder's output.  Attention to itself
+    # has a trained bias, which no fused kernel takes.
+    "t5": [*[NARROW, *BLOCK] * 2, *[NARROW, NARROW, NARROW, NARROW, WIDE] * 2, NARROW, NARROW],
 }
 ALONE = {
     "bert": [*[NARROW] * 2, *BLOCK, *[NARROW] * 2, *BLOCK, FIRST, FIRST],
@@ -67,7 +68,11 @@ def test_without_sharing_every_layer_keeps_its_own(name):
 def test_under_autocast_sketches_are_of_the_low_type():
     """Beside them, as in stock layers, each keeps a low-precision copy of its weight for the gradient of its input."""
     model = apply_rmm(build("bert"), RMMConfig(rate=0.25))
-    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, Linear))
+    weights = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and not name.endswith("attention.output.dense")  # which is exact
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         kept = kept_by_linear(model, batch("bert"))
     sketches = [RMMConfig(rate=0.25).saved_bytes(*shape, torch.bfloat16) for shape in SHARED["bert"]]
