@@ -22,6 +22,7 @@ from rmm_gnn.nn import (
     LeanLayerNorm,
     LeanLeakyReLU,
     LeanReLU,
+    LeanRMSNorm,
     LeanSiLU,
     RMMGCN2Conv,
     RMMLinear,
@@ -49,6 +50,7 @@ LEAN_SWAPS: dict[type[Module], type[Module]] = {
     torch.nn.BatchNorm2d: LeanBatchNorm2d,
     torch.nn.BatchNorm3d: LeanBatchNorm3d,
     torch.nn.LayerNorm: LeanLayerNorm,
+    torch.nn.RMSNorm: LeanRMSNorm,
 }
 _ALL_SWAPS = SWAPS | LEAN_SWAPS
 _ORIGINALS = {swapped: original for original, swapped in _ALL_SWAPS.items()}
@@ -77,9 +79,9 @@ def convert_to_rmm(
             layer's whole qualified name decides, and None or no match leaves it exact.
         module_filter_fn: Called with (layer, qualified name) for each candidate; False leaves the layer as it is, True
             takes ``config``, and an ``RMMConfig`` is used in its place.
-        lean: Also swap ReLU, LeakyReLU, ELU, GELU, SiLU, Dropout, BatchNorm and LayerNorm modules of PyTorch for ones
-            that keep a few bits (``rmm_gnn.nn.Lean*``).  Models that call functions instead, such as ``F.relu``, are
-            reached by ``compress_activations``.
+        lean: Also swap ReLU, LeakyReLU, ELU, GELU, SiLU, Dropout, BatchNorm, LayerNorm and RMSNorm modules of PyTorch
+            for ones that keep a few bits (``rmm_gnn.nn.Lean*``).  Models that call functions instead, such as
+            ``F.relu``, are reached by ``compress_activations``.
 
     Returns:
         ``model``.

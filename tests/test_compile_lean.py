@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from rmm_gnn import RMMConfig, convert_to_rmm
-from rmm_gnn.nn import LeanBatchNorm1d, LeanDropout, LeanELU, LeanGELU, LeanLayerNorm, LeanReLU, LeanReLUDropout
+from rmm_gnn.nn import (
+    LeanBatchNorm1d,
+    LeanDropout,
+    LeanELU,
+    LeanGELU,
+    LeanLayerNorm,
+    LeanReLU,
+    LeanReLUDropout,
+    LeanRMSNorm,
+)
 
 BACKENDS = ["aot_eager", "inductor"]
 LOSSLESS = RMMConfig(rate=1.0, norm_codec="fp32", act_codec="fp32")
@@ -12,8 +21,9 @@ LOSSLESS = RMMConfig(rate=1.0, norm_codec="fp32", act_codec="fp32")
 
 def block():
     return torch.nn.Sequential(
-        torch.nn.Linear(12, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.LayerNorm(16), torch.nn.GELU()
-    )
+        torch.nn.Linear(12, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.LayerNorm(16), torch.nn.GELU(),
+        torch.nn.RMSNorm(16),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -66,7 +76,9 @@ SKETCHED = LeanBatchNorm1d(8, config=RMMConfig(norm_rate=0.3, norm_codec="fp32")
 
 
 @pytest.mark.parametrize(
-    "module", [LeanGELU(), LeanELU(), LeanReLU(), LeanLayerNorm(8), LeanBatchNorm1d(8), SKETCHED], ids=repr
+    "module",
+    [LeanGELU(), LeanELU(), LeanReLU(), LeanLayerNorm(8), LeanRMSNorm(8), LeanBatchNorm1d(8), SKETCHED],
+    ids=repr,
 )
 def test_compiled_rounding_is_fresh_at_every_step(module):
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)

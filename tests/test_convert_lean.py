@@ -53,7 +53,7 @@ def sequence() -> Module:
         torch.nn.LeakyReLU(0.2),
         WithMap(),
         torch.nn.SiLU(),
-        Sequential(torch.nn.Linear(16, 16), torch.nn.ELU(0.7)),
+        Sequential(torch.nn.Linear(16, 16), torch.nn.ELU(0.7), torch.nn.RMSNorm(16)),
         torch.nn.Linear(16, 3),
     )
 
@@ -105,7 +105,7 @@ def test_every_kind_is_swapped_and_the_same_model_comes_back():
     expected = [LEAN_SWAPS.get(kind, RMMTorchLinear if kind is torch.nn.Linear else kind) for kind in before]
     assert classes(model) == expected
     swapped = [module for module in model.modules() if hasattr(module, "config")]
-    assert len(swapped) == 13 and all(module.config is CONFIG for module in swapped)
+    assert len(swapped) == 14 and all(module.config is CONFIG for module in swapped)
 
 
 def test_without_lean_only_linear_layers_are():
@@ -294,7 +294,7 @@ def test_patterns_and_filters_reach_lean_modules():
 
     model = convert_to_rmm(sequence(), CONFIG, module_filter_fn=choose, lean=True)
     assert [type(module) for module in model.modules() if hasattr(module, "config")] == [LeanReLU]
-    assert len(seen) == 13 and "7.two" in seen and "9.1" in seen
+    assert len(seen) == 14 and "7.two" in seen and "9.1" in seen
 
 
 def test_a_pattern_for_a_lean_module_needs_lean():

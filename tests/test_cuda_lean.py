@@ -22,6 +22,7 @@ OPERATORS = {
     "elu": lambda x, w: lean.elu(x, seed=7),
     "batch_norm": lambda x, w: lean.batch_norm(x, None, None, w[0], w[1], training=True, seed=7),
     "layer_norm": lambda x, w: lean.layer_norm(x, (COLUMNS,), w[0], w[1], seed=7),
+    "rms_norm": lambda x, w: lean.rms_norm(x, (COLUMNS,), w[0], seed=7),
     "addmm": lambda x, w: lean.addmm(x, x, w, config=RMMConfig(rate=0.2, codec="int4"), seed=7),
     "coded": lambda x, w: lean.shared_input_linear(x, w, scale=0.5, codec="int4", seed=7),
 }

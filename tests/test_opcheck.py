@@ -48,6 +48,8 @@ def kept_by_norm(rate):
         ("batch_norm", (X, leaf(4), leaf(4), *STATISTICS, 0.1, 1e-5, "int2", True, SEED, 0.3)),
         ("batch_norm", (leaf(9, 4, 3), None, None, None, None, 0.1, 1e-5, "fp32", True, SEED, 0.5)),
         ("layer_norm", (X, [4], leaf(4), leaf(4), 1e-5, "int2", True, SEED)),
+        ("rms_norm", (X, [4], leaf(4), 1e-5, "int2", SEED)),
+        ("rms_norm", (X.detach(), [4], leaf(4), 1e-5, "fp32", SEED)),
         ("activation", (X, "gelu", 0.0, "int4", SEED)),
         ("activation", (X, "elu", 0.5, "fp32", SEED)),
     ],
@@ -69,6 +71,10 @@ def test_forward(name, arguments):
         ("activation_backward", (G, OPS.activation(X.detach(), "silu", 0.0, "int4", SEED)[1], "int4")),
         ("batch_norm_backward", (G, None, kept_by_norm(1.0), "int2", True, 1.0, None)),
         ("batch_norm_backward", (G, None, kept_by_norm(0.3), "int2", True, 0.3, SEED)),
+        (
+            "rms_norm_backward",
+            (G, [4], None, OPS.rms_norm(X.detach(), [4], None, 1e-5, "int2", SEED)[1], "int2", True),
+        ),
         (
             "layer_norm_backward",
             (

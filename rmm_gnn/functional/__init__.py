@@ -4,7 +4,7 @@ from rmm_gnn.functional.activations import elu, gelu, leaky_relu, relu, silu
 from rmm_gnn.functional.anchored import anchored_linear
 from rmm_gnn.functional.dropout import dropout, relu_dropout
 from rmm_gnn.functional.linear import addmm, rmm_linear, shared_input_linear
-from rmm_gnn.functional.normalization import batch_norm, layer_norm
+from rmm_gnn.functional.normalization import batch_norm, layer_norm, rms_norm
 
 __all__ = [
     "addmm",
@@ -18,6 +18,7 @@ __all__ = [
     "relu",
     "relu_dropout",
     "rmm_linear",
+    "rms_norm",
     "shared_input_linear",
     "silu",
 ]

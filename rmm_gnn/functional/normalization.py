@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import rmm_gnn.autograd.batch_norm
-import rmm_gnn.autograd.layer_norm  # noqa: F401  (registers the operators)
+import rmm_gnn.autograd.layer_norm
+import rmm_gnn.autograd.rms_norm  # noqa: F401  (registers the operators)
 from rmm_gnn._validation import check_floating, check_rate
 from rmm_gnn.codecs import Codec
 from rmm_gnn.functional._calling import needs_grad, overridable, rounding_seed, spec_of
+from rmm_gnn.kernels.reference import accumulation_dtype
 
 
 @overridable
@@ -161,3 +163,53 @@ def layer_norm(
         return F.layer_norm(x, shape, weight, bias, eps)
     keep_input = needs_grad(x, weight)
     return torch.ops.rmm_gnn.layer_norm(check_floating("x", x), shape, weight, bias, eps, codec, keep_input, seed)[0]
+
+
+@overridable
+def rms_norm(
+    x: Tensor,  # [*, normalized_shape]
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    codec: str | Codec = "int2",
+    seed: Tensor | int | None = None,
+) -> Tensor:
+    r"""``torch.nn.functional.rms_norm`` that keeps the normalised input in a codec.
+
+    The output is torch's, up to rounding where torch has a fused kernel; with the int codecs the gradient of ``weight``
+    is unbiased, and the mean of the gradient of x differs from the exact one as in ``layer_norm``, by
+
+    .. math::
+        E[\partial x_{ij}] - \partial x^{exact}_{ij} = -\frac{1}{\sigma_i} \, \frac{\gamma_j g_{ij} v_{ij}}{C},
+        \qquad v_{ij} \le s_i^2 / 4
+
+    with C the entries of a row, :math:`\sigma_i` the root of its mean square and eps, v the codec's variance and
+    :math:`s_i` its step.
+
+    Args:
+        x: Ends in the dimensions ``normalized_shape``.
+        normalized_shape: The dimensions to normalise over.
+        weight: gamma [normalized_shape], or None.
+        eps: Added to the mean square; the resolution of the type that torch computes in if None.
+        codec: How the normalised input is kept.
+        seed: Decides the rounding; drawn afresh at every call if None.
+
+    Returns:
+        The output, of the shape of x.
+
+    Raises:
+        TypeError: If a gradient is needed and x is not a dense floating-point tensor.
+        ValueError: If ``codec`` is unknown.
+        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
+    """
+    codec = spec_of(codec)
+    seed = rounding_seed(x, codec, seed)
+    shape = list(normalized_shape)
+    # torch has the words for shapes that do not fit.
+    refused = not shape or list(x.shape[-len(shape) :]) != shape or (weight is not None and list(weight.shape) != shape)
+    if not needs_grad(x, weight) or refused or x.numel() == 0:
+        return F.rms_norm(x, shape, weight, eps)
+    check_floating("x", x)
+    eps = torch.finfo(accumulation_dtype(x.dtype)).eps if eps is None else eps
+    return torch.ops.rmm_gnn.rms_norm(x, shape, weight, eps, codec, seed)[0]

@@ -13,6 +13,7 @@ from rmm_gnn._validation import check_bool
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.convert import LEAN_SWAPS, SWAPS, original_of, swap_layers
 from rmm_gnn.hf.config import AnyConfig, read_config
+from rmm_gnn.hf.norms import lean_norms
 from rmm_gnn.hf.targets import ALL_LINEAR, Names, named_layers, select, takes_sketches
 from rmm_gnn.sharing import SharedSketches
 
@@ -48,9 +49,9 @@ def apply_rmm(
             block, stands for all linear layers in it.
         exclude: What to leave as it is, in the same words.  "output-head" stands for what the model has besides its
             backbone (``model.base_model``), such as classifiers, and for its output embeddings.
-        whole_block: Also make LayerNorm, Dropout and activation modules keep little, as ``convert_to_rmm`` does with
-            ``lean=True``, and the GELUs of transformers.  Models that call functions instead are reached by
-            ``compress_activations``.
+        whole_block: Also make normalisation, Dropout and activation modules keep little, as ``convert_to_rmm`` does
+            with ``lean=True``, and the GELUs and root-mean-square norms (Llama, Mistral, Qwen, T5 ...) of transformers.
+            Models that call functions instead are reached by ``compress_activations``.
         share: Layers that read one tensor, such as query, key and value, keep one sketch of it.  Their noise is then
             correlated; each estimate is unbiased still.
 
@@ -111,7 +112,7 @@ def _lean_swaps() -> dict[type[Module], type[Module]]:
         return LEAN_SWAPS
     from rmm_gnn.hf.activations import LEAN_ACTIVATIONS
 
-    return {**LEAN_SWAPS, **LEAN_ACTIVATIONS}
+    return {**LEAN_SWAPS, **LEAN_ACTIVATIONS, **lean_norms()}
 
 
 def _is_one(layer: Module, swaps: Mapping[type[Module], type[Module]]) -> bool:

@@ -2,7 +2,7 @@
 
 from rmm_gnn.nn.gcn2_conv import RMMGCN2Conv
 from rmm_gnn.nn.lean import LeanDropout, LeanELU, LeanGELU, LeanLeakyReLU, LeanReLU, LeanReLUDropout, LeanSiLU
-from rmm_gnn.nn.lean_norm import LeanBatchNorm1d, LeanBatchNorm2d, LeanBatchNorm3d, LeanLayerNorm
+from rmm_gnn.nn.lean_norm import LeanBatchNorm1d, LeanBatchNorm2d, LeanBatchNorm3d, LeanLayerNorm, LeanRMSNorm
 from rmm_gnn.nn.linear import RMMLinear
 from rmm_gnn.nn.torch_linear import RMMTorchLinear
 
@@ -17,6 +17,7 @@ __all__ = [
     "LeanLeakyReLU",
     "LeanReLU",
     "LeanReLUDropout",
+    "LeanRMSNorm",
     "LeanSiLU",
     "RMMGCN2Conv",
     "RMMLinear",

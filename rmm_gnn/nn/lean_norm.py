@@ -64,3 +64,15 @@ class LeanLayerNorm(LeanModule, torch.nn.LayerNorm):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, norm_codec={self.config.norm_codec!r}"
+
+
+class LeanRMSNorm(LeanModule, torch.nn.RMSNorm):
+    """``torch.nn.RMSNorm`` that keeps its normalised input in a codec; see ``functional.rms_norm``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return lean.rms_norm(x, self.normalized_shape, self.weight, self.eps, codec=self.config.norm_codec)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, norm_codec={self.config.norm_codec!r}"

@@ -15,11 +15,11 @@ from torch.utils.hooks import RemovableHandle
 from rmm_gnn.autograd.sketched_norm import kept_rows
 from rmm_gnn.codecs import get_codec
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.nn import LeanBatchNorm1d, LeanBatchNorm2d, LeanBatchNorm3d, LeanLayerNorm
+from rmm_gnn.nn import LeanBatchNorm1d, LeanBatchNorm2d, LeanBatchNorm3d, LeanLayerNorm, LeanRMSNorm
 from rmm_gnn.planning.choose import Cost
 from rmm_gnn.sketches import CountSketch
 
-NORMS = (LeanBatchNorm1d, LeanBatchNorm2d, LeanBatchNorm3d, LeanLayerNorm)
+NORMS = (LeanBatchNorm1d, LeanBatchNorm2d, LeanBatchNorm3d, LeanLayerNorm, LeanRMSNorm)
 _CODECS = ("fp32", "int8", "int4", "int2", "int1")
 # What a sketch may be stored in: finer codes take the bytes of more rows, which are worth more.
 _SKETCH_CODECS = ("int4", "int2", "int1")
@@ -119,8 +119,8 @@ def watch_norms(model: Module, seen: dict[str, SeenNorm]) -> Iterator[RemovableH
             if not (module.training and out.requires_grad):
                 return  # in eval it is torch's own; without a gradient nothing is kept
             calls = seen[name].calls + 1 if name in seen else 1
-            read = _read_rows if isinstance(module, LeanLayerNorm) else _read_batch
-            seen[name] = read(module, args[0].detach(), calls)
+            of_rows = isinstance(module, LeanLayerNorm | LeanRMSNorm)
+            seen[name] = (_read_rows if of_rows else _read_batch)(module, args[0].detach(), calls)
 
         return hook
 
@@ -140,8 +140,10 @@ def _read_batch(module: Any, x: Tensor, calls: int) -> SeenNorm:  # [N, C, *]
 def _read_rows(module: Any, x: Tensor, calls: int) -> SeenNorm:  # [*, normalized_shape]
     rows = x.reshape(-1, prod(module.normalized_shape))
     sample = rows[:: _stride(rows.shape[0])].float()
-    var, mean = torch.var_mean(sample, 1, correction=0, keepdim=True)
-    normalized = (sample - mean) / (var + module.eps).sqrt()
+    if isinstance(module, LeanRMSNorm):
+        normalized = torch.nn.functional.rms_norm(sample, sample.shape[1:], eps=module.eps)
+    else:
+        normalized = torch.nn.functional.layer_norm(sample, sample.shape[1:], eps=module.eps)
     return SeenNorm(calls, rows.shape[0], rows.shape[1], x.dtype, normalized, sketches=False)
 
 

@@ -21,7 +21,7 @@ from rmm_gnn.planning.trials import FINE, PLAIN, Trials, sum_of
 OTHER_CODECS = ("fp32", "int8", "int4", "int2", "int1")
 # Operators whose codec is one decision for all of the kind, by the config's setting.
 KINDS = {
-    "norm_codec": {"rmm_gnn.batch_norm", "rmm_gnn.layer_norm"},
+    "norm_codec": {"rmm_gnn.batch_norm", "rmm_gnn.layer_norm", "rmm_gnn.rms_norm"},
     "act_codec": {"rmm_gnn.activation"},
     "x0_codec": {"rmm_gnn.coded_linear"},
 }

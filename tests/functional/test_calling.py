@@ -44,6 +44,10 @@ PAIRS = {
         lambda x, **kwargs: lean.layer_norm(x, (6,), GAMMA, BETA, **kwargs),
         lambda x: F.layer_norm(x, (6,), GAMMA, BETA),
     ),
+    "rms_norm": (
+        lambda x, **kwargs: lean.rms_norm(x, (6,), GAMMA, **kwargs),
+        lambda x: F.rms_norm(x, (6,), GAMMA),
+    ),
     "addmm": (
         lambda x, **kwargs: lean.addmm(BETA, x, MATRIX, config=CONFIG, **kwargs),
         lambda x: torch.addmm(BETA, x, MATRIX),

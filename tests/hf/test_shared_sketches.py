@@ -43,8 +43,8 @@ SHARED = {
     "albert": [(ROWS, 16), *BLOCK, *BLOCK, FIRST, FIRST],
     "gpt2": [*[NARROW, NARROW, (ROWS, 4 * HIDDEN)] * 2, NARROW],
     "llama": [*BLOCK, *BLOCK, NARROW],
-    # The decoder attends to itself and, in keys and values of both layers, to the encoder's output.  Attention to itself
-    # has a trained bias, which no fused kernel takes.
+    # The decoder attends to itself and, in keys and values of both layers, to the encoder's output.  Attention to
+    # itself has a trained bias, which no fused kernel takes.
     "t5": [*[NARROW, *BLOCK] * 2, *[NARROW, NARROW, NARROW, NARROW, WIDE] * 2, NARROW, NARROW],
 }
 ALONE = {

@@ -30,6 +30,7 @@ from rmm_gnn.nn import (
     LeanLeakyReLU,
     LeanReLU,
     LeanReLUDropout,
+    LeanRMSNorm,
     LeanSiLU,
 )
 from tests.nn.recording import assert_unbiased, kept_storages, saved_tensors
@@ -118,6 +119,13 @@ CASES = {
         LeanLayerNorm, torch.nn.LayerNorm, (6,), {"bias": False}, says="bias=False", kept_bytes=norm(12, 6, 12)
     ),
     "layer_norm of two": Case(LeanLayerNorm, torch.nn.LayerNorm, ((3, 4),), {}, (5, 3, 4), "(3, 4)", norm(5, 12, 5)),
+    "rms_norm": Case(
+        LeanRMSNorm, torch.nn.RMSNorm, (CHANNELS,), says="norm_codec='int2'", kept_bytes=norm(ROWS, 6, ROWS)
+    ),
+    "rms_norm, no affine": Case(
+        LeanRMSNorm, torch.nn.RMSNorm, (6, 1e-3, False), says="affine=False", kept_bytes=norm(12, 6, 12)
+    ),
+    "rms_norm of two": Case(LeanRMSNorm, torch.nn.RMSNorm, ((3, 4),), {}, (5, 3, 4), "(3, 4)", norm(5, 12, 5)),
 }
 UNBIASED = [name for name in CASES if name not in ("relu", "leaky_relu", "dropout")]
 
