@@ -200,7 +200,7 @@ def rms_norm(
 
     Raises:
         TypeError: If a gradient is needed and x is not a dense floating-point tensor.
-        ValueError: If ``codec`` is unknown.
+        ValueError: If ``codec`` is unknown, or as torch raises it.
         RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
     """
     codec = spec_of(codec)
