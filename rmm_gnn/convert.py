@@ -29,6 +29,7 @@ from rmm_gnn.nn import (
     RMMTorchLinear,
 )
 from rmm_gnn.nn._row_norms import forget
+from rmm_gnn.row_masks import remove_mask_hooks
 
 # A layer is swapped by changing its class: parameters, buffers, hooks, cached adjacencies and every reference to the
 # layer stay what they are, so optimizers, tied weights and shared layers need no care.  The RMM classes add one
@@ -167,8 +168,10 @@ def revert_rmm(model: ModelT) -> ModelT:
         if original is not None:
             module.__class__ = original
             del module.config
-            module.__dict__.pop("sketches", None)
+            for name in ("sketches", "row_masks"):
+                module.__dict__.pop(name, None)
             forget(module)
+        remove_mask_hooks(module)
     return model
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils.weak import WeakIdKeyDictionary
 
 # Stands for the number of marked rows in traced code, which cannot read it.
@@ -19,6 +21,34 @@ _COUNTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 # How many checks are active.  A plain number, which torch.compile guards: it has to trace anew where this changes.
 _checks = 0
 _LOCK = threading.Lock()
+
+
+class CurrentRowMask:
+    """The rows that the layers of a model sketch, for one forward pass of it; whoever makes the mask sets ``mask``.
+
+    One object serves all layers.  It keeps its mask until it is given another one: a checkpointed block that backward
+    recomputes finds what the first pass found.  A copy, or what is unpickled, is a new one without a mask, and of a
+    copied model all layers have the same new one.
+    """
+
+    def __init__(self) -> None:
+        self.mask: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[CurrentRowMask], tuple[()]]:
+        return type(self), ()
+
+    def of(self, x: Tensor) -> Tensor | None:
+        """Return the mask if it has a number for each row of ``x`` [*, N], in the same shape; None elsewhere."""
+        mask = self.mask
+        return mask if mask is not None and mask.shape == x.shape[:-1] and mask.device == x.device else None
+
+
+def remove_mask_hooks(module: Module) -> None:
+    """Take forward pre-hooks that set a ``CurrentRowMask`` off ``module``."""
+    hooks: dict[int, Any] = module._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if isinstance(hook, CurrentRowMask)]:
+        del hooks[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.nn import Module
 from rmm_gnn._validation import check_bool
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.convert import LEAN_SWAPS, SWAPS, original_of, swap_layers
+from rmm_gnn.hf.attention_rows import mask_rows, reader_of_tokens
 from rmm_gnn.hf.config import AnyConfig, read_config
 from rmm_gnn.hf.norms import lean_norms
 from rmm_gnn.hf.targets import ALL_LINEAR, Names, named_layers, select, takes_sketches
@@ -28,6 +29,7 @@ def apply_rmm(
     *,
     whole_block: bool = False,
     share: bool = True,
+    row_mask: bool = False,
 ) -> ModelT:
     """Make the linear layers of ``model`` keep sketches of their inputs; returns the same model, changed in place.
 
@@ -54,6 +56,11 @@ def apply_rmm(
             Models that call functions instead are reached by ``compress_activations``.
         share: Layers that read one tensor, such as query, key and value, keep one sketch of it.  Their noise is then
             correlated; each estimate is unbiased still.
+        row_mask: Layers that read one row for each token sketch no padding, that is no row which the 2-D
+            ``attention_mask`` of the forward pass leaves out: as many rows of the sketch say more.  The loss must not
+            read padding, or the estimate is biased (``diagnostics.check_row_masks``): label it with -100, and leave
+            this off where a softmax runs over all tokens, as over the answers in question answering.  Under
+            activation checkpointing, two forward passes with different masks before backward raise an error.
 
     Returns:
         ``model``.
@@ -61,7 +68,8 @@ def apply_rmm(
     Raises:
         TypeError: If an argument is of the wrong type, or ``model`` is compiled.
         ValueError: If no layer is selected, a pattern is invalid or matches nothing, a layer that is asked for by name
-            cannot be converted, or a setting is unknown or out of range.
+            cannot be converted, a setting is unknown or out of range, or ``row_mask`` is asked for of a model that
+            takes no ``attention_mask``.
 
     Example:
         >>> import torch
@@ -75,6 +83,7 @@ def apply_rmm(
     _check_model(model)
     check_bool("whole_block", whole_block)
     check_bool("share", share)
+    check_bool("row_mask", row_mask)
     settings = read_config(config)
     linear, lean = _linear_swaps(), _lean_swaps() if whole_block else {}
     layers = named_layers(model)
@@ -83,8 +92,11 @@ def apply_rmm(
     chosen, excluded = select(layers, convertible, target_modules, exclude, excludable=block)
     chosen += [name for name in block if name not in excluded]
     selected = _with_configs({name: layers[name] for name in chosen}, settings)
+    tokens = reader_of_tokens(model) if row_mask else None
     swap_layers(selected, {**linear, **lean})
-    _share([layer for layer, _ in selected.values()], layers.values(), share)
+    converted = [layer for layer, _ in selected.values()]
+    _share(converted, layers.values(), share)
+    mask_rows(converted, layers.values(), tokens)
     return model
 
 

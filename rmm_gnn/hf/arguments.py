@@ -26,6 +26,7 @@ class RMMArguments:
         rmm_exclude: Which layers not.
         rmm_whole_block: Also convert normalisation, dropout and activations.
         rmm_share: Whether layers that read one tensor keep one sketch of it.
+        rmm_row_mask: Whether to sketch no padding.
 
     Example:
         >>> arguments = RMMArguments(rmm_config='{"rate": 0.1}', rmm_exclude='["1"]')
@@ -48,6 +49,7 @@ class RMMArguments:
         default=False, metadata={"help": "Also convert normalisation, dropout and activations."}
     )
     rmm_share: bool = field(default=True, metadata={"help": "Let layers that read one tensor keep one sketch of it."})
+    rmm_row_mask: bool = field(default=False, metadata={"help": "Sketch no padding; the loss must not read it."})
 
     def apply(self, model: ModelT) -> ModelT:
         """Convert ``model`` as the arguments say, in place, and return it.
@@ -64,6 +66,7 @@ class RMMArguments:
             None if self.rmm_exclude is None else _names("rmm_exclude", self.rmm_exclude),
             whole_block=self.rmm_whole_block,
             share=self.rmm_share,
+            row_mask=self.rmm_row_mask,
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rmm_gnn.config import RMMConfig, resolve_config
 from rmm_gnn.nn._training import training_linear
+from rmm_gnn.row_masks import CurrentRowMask
 from rmm_gnn.sharing import SharedSketches
 from rmm_gnn.sketches import Sketch
 
@@ -54,6 +55,7 @@ class RMMConv1D(Conv1D):
     stands_for: ClassVar[type[torch.nn.Module]] = Conv1D
     config: RMMConfig
     sketches: SharedSketches | None = None
+    row_masks: CurrentRowMask | None = None
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class RMMConv1D(Conv1D):
             parameter=self.weight,
             layer=self,
             sketches=self.sketches,
+            row_mask=None if self.row_masks is None else self.row_masks.of(x),
         )
 
     def __repr__(self) -> str:

@@ -23,6 +23,12 @@ def named_layers(model: Module) -> dict[str, Module]:
     return dict(model.named_modules(remove_duplicate=False))
 
 
+def transformers_model(modules: Iterable[Module]) -> Module | None:
+    """The outermost model of transformers, which peft may have wrapped; None where there is none."""
+    # On the class: wrappers such as peft's hand the attributes of what they wrap on.
+    return next((module for module in modules if hasattr(type(module), "base_model_prefix")), None)
+
+
 def select(
     layers: Mapping[str, Module],
     convertible: Collection[str],
@@ -155,16 +161,13 @@ def _inside(layers: Mapping[str, Module], matched: Iterable[str]) -> set[str]:
 
 def _output_head(layers: Mapping[str, Module]) -> list[str]:
     """What a model of transformers has besides its backbone, and what gives its output scores."""
-    for prefix, model in layers.items():
-        # On the class: wrappers such as peft's hand the attributes of what they wrap on.
-        if not hasattr(type(model), "base_model_prefix"):
-            continue
-        backbone: Any = getattr(model, "base_model", model)
-        within = {id(module) for module in backbone.modules()}
-        embeddings: Any = model.get_output_embeddings()  # type: ignore[operator]
-        inner = [name for name in layers if name.startswith(f"{prefix}." if prefix else "") and name != prefix]
-        return [name for name in inner if id(layers[name]) not in within or layers[name] is embeddings]
-    return []
+    model: Any = transformers_model(layers.values())
+    if model is None:
+        return []
+    backbone = getattr(model, "base_model", model)
+    within = {id(module) for module in backbone.modules()} - {id(model.get_output_embeddings())}
+    inner = {id(module) for module in model.modules()} - {id(model)}
+    return [name for name, module in layers.items() if id(module) in inner - within]
 
 
 def _looks_linear(module: Module) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rmm_gnn.config import RMMConfig, resolve_config
 from rmm_gnn.nn._training import training_linear
+from rmm_gnn.row_masks import CurrentRowMask
 from rmm_gnn.sharing import SharedSketches
 from rmm_gnn.sketches import Sketch
 
@@ -48,6 +49,8 @@ class RMMTorchLinear(torch.nn.Linear):
     config: RMMConfig
     # Where layers that read one tensor find each other's sketch; every layer makes its own where this is None.
     sketches: SharedSketches | None = None
+    # Which rows are sketched; all where this is None.
+    row_masks: CurrentRowMask | None = None
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class RMMTorchLinear(torch.nn.Linear):
             parameter=self.weight,
             layer=self,
             sketches=self.sketches,
+            row_mask=None if self.row_masks is None else self.row_masks.of(input),
         )
 
     def extra_repr(self) -> str:
