@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.options import add_options, words
 from benchmarks.text.config import SMOKE, TextSweep, resolve
 
+
+def _flags(preset: dict[str, Any]) -> str:
+    return " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {words(value)}") for name, value in preset.items()
+    )
+
+
 _EPILOG = f"""
 Tasks: cola mnli mrpc qnli qqp rte sst2 stsb wnli.
 Flags that are not given take the defaults above, except that
-  --smoke          starts from {" ".join(f"--{name.replace('_', '-')} {words(value)}" for name, value in SMOKE.items())}
+  --smoke          starts from {_flags(SMOKE)}
 In --out: records.jsonl (one line per finished run), report.md (the tables), curves.png (losses and scores by step).
 Exit codes: 0 done, 2 something to put right (said on standard error), 130 interrupted (finished runs are
 kept; --resume continues).

@@ -24,7 +24,7 @@ def apply_method(model: nn.Module, run: TextRun) -> Callable[[], AbstractContext
         What makes the context of every training forward pass; backward needs none.
 
     Raises:
-        ValueError: When what is excluded matches no layer, or is all of them.
+        ValueError: When what is excluded matches no linear layer, or all of them.
     """
     from rmm_gnn import compress_activations
     from rmm_gnn.hf import apply_rmm

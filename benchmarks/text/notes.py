@@ -47,9 +47,10 @@ def _methods(records: Sequence[dict[str, Any]]) -> str | None:
     excluded = configs[0]["exclude"]
     which = "All linear layers" if excluded is None else f"Linear layers but those named {excluded}"
     lean = any(config["method"] == "rmm-lean" for config in configs)
-    return f"{which} keep a sketch of that share of their rows, stored as the last word says (fp32: as it is)." + (
-        " rmm-lean: LayerNorm, GELU and dropout keep a few bits besides." if lean else ""
-    )
+    return (
+        f"{which} keep a sketch of that share of their rows, stored as the last word says (fp32: as it is); layers "
+        "that read one tensor, such as query, key and value, share one sketch."
+    ) + (" rmm-lean: LayerNorm, GELU and dropout keep a few bits besides." if lean else "")
 
 
 def _constant(records: Sequence[dict[str, Any]]) -> str | None:

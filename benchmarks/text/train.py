@@ -89,7 +89,6 @@ def train(run: TextRun, data: Prepared, *, position: str = "", quiet: bool = Fal
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=run.lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=run.weight_decay, fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, total, run.warmup_share))
     noise = NoiseTrack(model, run)
     memory = MemoryTrack(model, device, min(an_epoch, total) if run.track_memory else 0)
     peak = PeakMemory(device)
@@ -107,6 +106,8 @@ def train(run: TextRun, data: Prepared, *, position: str = "", quiet: bool = Fal
         for step in range(1, total + 1):
             model.train()
             inputs, targets = data.train.batch(next(batches), device)
+            for group in optimizer.param_groups:
+                group["lr"] = run.lr * lr_factor(step - 1, total, run.warmup_share)
             with stopwatch(device, step_s):
                 with memory.forward(step, inputs):
                     loss = loss_of(task, forward(inputs), targets)
@@ -114,7 +115,6 @@ def train(run: TextRun, data: Prepared, *, position: str = "", quiet: bool = Fal
                 noise.after_backward(precision.loss_scale)
                 precision.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
-                schedule.step()
                 since += loss.detach()
                 del loss  # or the graph of this step would live on beside the next one's
             memory.after_step()

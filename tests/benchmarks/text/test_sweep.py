@@ -78,7 +78,9 @@ def test_help_as_a_command():
         "--out", "--resume", "--smoke", "--attention-dropout",
     ):  # fmt: skip
         assert flag in done.stdout
-    assert "(default: none 0.1)" in done.stdout
+    assert (
+        "(default: none 0.1)" in done.stdout and "--smoke          starts from --task sst2 stsb --model" in done.stdout
+    )
 
 
 def test_resume_skips_what_is_there_and_adds_the_rest(tmp_path: Path, monkeypatch, capsys):
@@ -143,7 +145,7 @@ def test_interruption_keeps_records_and_prints_the_table(tmp_path: Path, monkeyp
         (["--sketch", "sors:transform=wht"], "'transform'"),
         (["--codec", "int3"], "'codec'"),
         (["--exclude", "("], "'exclude' must be a regular expression (got '(')"),
-        (["--exclude", "head"], "'exclude' must"),
+        (["--exclude", "head"], "'exclude' must match a layer that would be converted (got 'head')"),
         (["--exclude", ".*"], "'model' must have a linear layer to convert"),
         (["--max-length", "513"], "'max_length' must not exceed 512, what the model reads (got 513)"),
         (["--probe-layer", "x"], "'probe_layer' must name a linear layer (got 'x')"),

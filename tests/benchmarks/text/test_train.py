@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -215,6 +216,32 @@ def test_a_run_that_diverges_has_a_result(smoke):
     result = train(sweep.expand("stsb", "cpu")[0], data, quiet=True)
     assert not math.isfinite(result.curves["train_loss"][-1]) and result.results["score"] == 0
     assert result.results["constant_predictions"]
+
+
+def test_the_learning_rate_of_every_step(smoke, monkeypatch):
+    seen = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, *a: seen.append(dict(self.param_groups[0])) or step(self, *a)
+    )
+    sweep = smoke(task=("stsb",), max_steps=5, lr=1e-3)
+    data, _ = prepare(sweep)
+    train(replace(sweep.expand("stsb", "cpu")[0], warmup_share=0.4), data, quiet=True)
+    assert [group["lr"] for group in seen] == pytest.approx([0.5e-3, 1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3])
+    assert (seen[0]["betas"], seen[0]["eps"], seen[0]["weight_decay"]) == ((0.9, 0.98), 1e-6, 0.1)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_fp16_on_cuda(row: int, smoke):
+    given = {"max_steps": 60, "epochs": 10, "batch_size": 8, "lr": 3e-3, "eval_every_steps": 30}
+    sweep = smoke(precision="fp16", track_memory=True, probe_every=10, **given)
+    data, _ = prepare(sweep)
+    result = train(sweep.expand("sst2", "cuda")[row], data, quiet=True)
+    assert result.results["score"] >= 90
+    assert result.results["peak_definition"].startswith("largest torch.cuda.max_memory_allocated")
+    assert result.results["peak_bytes"] >= max(result.memory["bytes"]) > 0 and len(result.memory["bytes"]) == 12
+    assert len(result.noise["step"]) == 6
 
 
 def test_steps():
