@@ -79,6 +79,9 @@ class TextSweep:
     exclude: str | None = option(
         None, "regular expression; linear layers whose whole name matches stay exact, such as 'classifier.*'"
     )
+    row_mask: str = option(
+        "off", "on: sketch the rows of tokens and none of padding; the rate is a share of these", choices=("on", "off")
+    )
     runs: int = option(5, "runs per row; run i uses seed + i in every row", type=int)
     seed: int = option(0, "seed of the first run (head's weights, order of the batches, dropout)", type=int)
     epochs: int | None = option(None, "passes over the training split; unset: 10, and 3 for --model tiny", type=int)
@@ -164,6 +167,7 @@ class TextSweep:
                 "norm_codec": self.norm_codec if lean else None,
                 "act_codec": self.act_codec if lean else None,
                 "exclude": self.exclude,
+                "row_mask": self.row_mask == "on",
             }
             if rate is None:
                 row = dict.fromkeys(row) | {"method": "baseline"}

@@ -6,22 +6,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from benchmarks.harness.methods import parse_sketch
+from benchmarks.text.modes import MaskedRows, leave_to_torch
 from benchmarks.text.run_config import TextRun
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from rmm_gnn import RMMConfig
 
 METHODS = ("rmm", "rmm-lean")
 
 
-def apply_method(model: nn.Module, run: TextRun) -> Callable[[], AbstractContextManager[Any]]:
+def apply_method(model: nn.Module, run: TextRun) -> Callable[..., AbstractContextManager[Any]]:
     """Change the model in place, its initial weights left alone.
 
     Returns:
-        What makes the context of every training forward pass; backward needs none.
+        What makes the context of every training forward pass; backward needs none.  It takes the batch's ``row_mask``
+        [batch, sequence], True where there are tokens and no padding, or nothing for sketches of all rows.
 
     Raises:
         ValueError: When what is excluded matches no linear layer, or all of them.
@@ -30,10 +32,14 @@ def apply_method(model: nn.Module, run: TextRun) -> Callable[[], AbstractContext
     from rmm_gnn.hf import apply_rmm
 
     if run.rate is None:
-        return nullcontext
+        return lambda row_mask=None: nullcontext()
     config = rmm_config(run)
     apply_rmm(model, config, exclude=run.exclude)
-    return nullcontext if run.method == "rmm" else lambda: compress_activations(config)
+    if run.method == "rmm":
+        return lambda row_mask=None: nullcontext() if row_mask is None else MaskedRows(row_mask)
+    if run.exclude is not None:
+        leave_to_torch(layer for layer in model.modules() if type(layer) is nn.Linear)
+    return lambda row_mask=None: compress_activations(config, row_mask=row_mask)
 
 
 def rmm_config(run: TextRun, rate: float | None = None) -> RMMConfig:

@@ -45,11 +45,12 @@ def _methods(records: Sequence[dict[str, Any]]) -> str | None:
     if not configs:
         return None
     excluded = configs[0]["exclude"]
+    rows = "rows of tokens, padding left out" if configs[0]["row_mask"] else "rows"
     which = "All linear layers" if excluded is None else f"Linear layers but those named {excluded}"
     lean = any(config["method"] == "rmm-lean" for config in configs)
     return (
-        f"{which} keep a sketch of that share of their rows, stored as the last word says (fp32: as it is); layers "
-        "that read one tensor, such as query, key and value, share one sketch."
+        f"{which} keep a sketch of that share of their {rows}, stored as the word after the rate says (fp32: as it "
+        "is); layers that read one tensor, such as query, key and value, share one sketch."
     ) + (" rmm-lean: LayerNorm, GELU and dropout keep a few bits besides." if lean else "")
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 class TextRun:
     """Everything that decides one run, resolved: two runs with equal fields may replace each other.
 
-    ``rate`` to ``center`` are None for the baseline; ``norm_codec`` and ``act_codec`` for all but rmm-lean.
+    ``rate`` to ``row_mask`` are None for the baseline, ``norm_codec`` and ``act_codec`` for all but rmm-lean.
     """
 
     task: str
@@ -26,6 +26,7 @@ class TextRun:
     norm_codec: str | None
     act_codec: str | None
     exclude: str | None
+    row_mask: bool | None
     seed: int
     epochs: int
     max_steps: int | None
@@ -48,14 +49,19 @@ class TextRun:
     @property
     def key(self) -> str:
         """Sixteen hexadecimal digits that identify the run in ``records.jsonl``."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        values = asdict(self)
+        # Runs recorded before there was this setting keep their keys.
+        if not self.row_mask:
+            del values["row_mask"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def settings(self) -> str:
         """The method's settings, such as ``count_sketch 0.1 int8, norm int2, act int4``; empty for the baseline."""
         if self.rate is None:
             return ""
-        parts = [f"{self.sketch} {self.rate:g} {self.codec}" + (" uncentred" if self.center is False else "")]
+        words = (" uncentred" if self.center is False else "") + (" of tokens" if self.row_mask else "")
+        parts = [f"{self.sketch} {self.rate:g} {self.codec}{words}"]
         parts += [f"norm {self.norm_codec}, act {self.act_codec}"] if self.norm_codec is not None else []
         return ", ".join(parts)
 

@@ -60,7 +60,8 @@ def build_model(run: TextRun, source: ModelSource) -> tuple[nn.Module, Callable[
     context, precision = apply_method(model, run), Precision(run.precision, device)
 
     def forward(inputs: dict[str, Tensor]) -> Tensor:
-        with precision.casts(), context():
+        mask = inputs["attention_mask"].bool() if run.row_mask else None
+        with precision.casts(), context(mask):
             return model(**inputs).logits
 
     return model, forward

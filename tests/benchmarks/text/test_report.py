@@ -15,7 +15,7 @@ def record(task: str, method: str, seed: int, score: float, **changes: object) -
     """One finished run."""
     config = {
         "task": task, "method": method, "rate": None if method == "baseline" else 0.1, "seed": seed, "batch_size": 16,
-        "lr": 1e-5, "precision": "fp32", "exclude": None, "track_memory": False,
+        "lr": 1e-5, "precision": "fp32", "exclude": None, "row_mask": False, "track_memory": False,
     }  # fmt: skip
     cheap = method != "baseline"
     results = {
@@ -88,6 +88,10 @@ def test_notes_follow_the_runs():
     assert "1 of 1 runs predict one and the same" in text and "watching memory is part of it" in text
     assert row(text, "rmm-lean")[5] == "n/a"
     assert "keep a sketch" not in format_report(RECORDS[:1])
+    masked = record("rte", "rmm", 0, 70.0, config={"row_mask": True})
+    assert "All linear layers keep a sketch of that share of their rows of tokens, padding left out" in format_report(
+        [masked]
+    )
 
 
 def test_curves(tmp_path: Path):

@@ -15,14 +15,12 @@ from benchmarks.text.batches import endless_batches
 from benchmarks.text.config import TextSweep
 from benchmarks.text.data import Encoded
 from benchmarks.text.evaluate import evaluate, loss_of
-from benchmarks.text.methods import apply_method
 from benchmarks.text.noise import probed_layer
 from benchmarks.text.precision import Precision
 from benchmarks.text.tasks import TASKS
 from benchmarks.text.train import build_model, steps_of, train
 from rmm_gnn import RMMConfig
 from rmm_gnn.diagnostics import alignment, paper_rmm_variance, rmm_variance, sgd_variance
-from rmm_gnn.nn import RMMTorchLinear
 from tests.benchmarks.text.conftest import prepare
 
 pytest.importorskip("transformers")
@@ -184,19 +182,6 @@ def test_a_loss_scale_is_divided_out_of_the_noise(smoke, monkeypatch):
     scaled = train(run, data, quiet=True).noise
     for name in ("sgd_variance", "rmm_variance", "paper_rmm_variance", "alignment", "gradient_norm2"):
         assert scaled[name] == pytest.approx(plain[name], rel=1e-4), name
-
-
-def test_exclude(smoke):
-    run = smoke(exclude="classifier.*", rate=(0.1,)).expand("sst2", "cpu")[0]
-    _, source = prepare(smoke())
-    model = source.build(2, 0)
-    apply_method(model, run)
-    swapped = {name for name, module in model.named_modules() if isinstance(module, RMMTorchLinear)}
-    linear = {name for name, module in source.build(2, 0).named_modules() if isinstance(module, torch.nn.Linear)}
-    assert swapped == {name for name in linear if not name.startswith("classifier")} and len(swapped) == 6
-    run = smoke(exclude="head.*", rate=(0.1,)).expand("sst2", "cpu")[0]
-    with pytest.raises(ValueError, match=r"'exclude' must match .*\(got 'head\.\*'\)"):
-        apply_method(source.build(2, 0), run)
 
 
 def test_bf16_keeps_less_and_stays_close(smoke, full_size):
