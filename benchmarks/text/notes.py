@@ -9,7 +9,7 @@ from typing import Any
 def format_notes(records: Sequence[dict[str, Any]]) -> str:
     """A Markdown list: definitions first, then what is particular to these runs, then where they were made."""
     first = records[0]
-    notes = [_score(records), _saved(), _costs(first), _methods(records), _constant(records), _environment(first)]
+    notes = [_score(records), _saved(), _costs(records), _methods(records), _constant(records), _environment(first)]
     return "\n".join(f"- {note}" for note in notes if note)
 
 
@@ -34,9 +34,11 @@ def _saved() -> str:
     )
 
 
-def _costs(record: dict[str, Any]) -> str:
-    return f"Peak memory: {record['results']['peak_definition']}. ms/step: median training step, without evaluation" + (
-        "; watching memory is part of it." if record["config"]["track_memory"] else "."
+def _costs(records: Sequence[dict[str, Any]]) -> str:
+    definitions = dict.fromkeys(record["results"]["peak_definition"] for record in records)
+    return (
+        f"Peak memory: {'; of other runs: '.join(definitions)}. ms/step: median training step, without evaluation"
+        + ("; watching memory is part of it." if records[0]["config"]["track_memory"] else ".")
     )
 
 

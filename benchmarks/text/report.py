@@ -30,15 +30,10 @@ def format_report(records: Sequence[Record]) -> str:
         Text that ends in a newline.
     """
     by_task = _group(records, lambda record: record["config"]["task"])
-    parts = [f"{_title(group[0])}\n\n{_table(_rows(group))}" for group in by_task.values()]
+    parts = [f"{_title(group[0])}\n\n{_table(rows_of(group))}" for group in by_task.values()]
     if len(by_task) > 1:
         parts.append(f"**Average over {len(by_task)} tasks**, scores x 100\n\n{_averages(by_task)}")
     return "\n\n".join([*parts, format_notes(records)]) + "\n"
-
-
-def rows_of(records: Iterable[Record]) -> dict[Row, list[Record]]:
-    """Records of one task by (method, settings), in the order first met."""
-    return _rows(records)
 
 
 def _group(records: Iterable[Record], name: Any) -> dict[Any, list[Record]]:
@@ -48,7 +43,8 @@ def _group(records: Iterable[Record], name: Any) -> dict[Any, list[Record]]:
     return groups
 
 
-def _rows(records: Iterable[Record]) -> dict[Row, list[Record]]:
+def rows_of(records: Iterable[Record]) -> dict[Row, list[Record]]:
+    """Records of one task by (method, settings), in the order first met."""
     return _group(records, lambda record: (record["config"]["method"], record["settings"]))
 
 
@@ -86,7 +82,7 @@ def _cells(group: Sequence[Record], baseline: Sequence[Record]) -> list[str]:
 
 def _averages(by_task: dict[str, list[Record]]) -> str:
     """As the paper's Table 2: a row for a method and its settings, a column for a task; rows that every task has."""
-    tables = [_rows(group) for group in by_task.values()]
+    tables = [rows_of(group) for group in by_task.values()]
     body = []
     for row in tables[0]:
         if all(row in table for table in tables):
