@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -92,22 +92,18 @@ class Workload:
 
 
 class Loss(nn.Module):
-    """A model whose output is its loss, so that a context around the forward pass covers all of it.
+    """A model whose output is its loss.
 
     Args:
         model: Of transformers.
-        context: Makes the context of a forward pass.
     """
 
-    def __init__(self, model: nn.Module, context: Callable[[], Any]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._context = context
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        with self._context():
-            loss: Tensor = self.model(**inputs).loss
-        return loss
+        return self.model(**inputs).loss
 
 
 @dataclass(frozen=True)
@@ -122,6 +118,7 @@ class Way:
     norm_codec: str = "int2"
     act_codec: str = "int4"
     exclude: str | None = None
+    row_mask: bool = False
 
 
 @contextmanager
@@ -129,8 +126,8 @@ def applied(model: nn.Module, row: Row, center: bool) -> Iterator[Loss]:
     """The model trained in the row's way, as in the harness; afterwards it is as it was, with the same parameters."""
     from rmm_gnn import revert_rmm
 
-    context = apply_method(model, Way(*row, center=center))
+    apply_method(model, Way(*row, center=center))
     try:
-        yield Loss(model, context)
+        yield Loss(model)
     finally:
         revert_rmm(model)

@@ -57,11 +57,11 @@ def build_model(run: TextRun, source: ModelSource) -> tuple[nn.Module, Callable[
     """The run's model on its device, and the forward pass of its training: takes a batch, returns the logits."""
     device = torch.device(run.device)
     model = source.build(TASKS[run.task].num_outputs, run.seed).to(device)
-    context, precision = apply_method(model, run), Precision(run.precision, device)
+    apply_method(model, run)
+    precision = Precision(run.precision, device)
 
     def forward(inputs: dict[str, Tensor]) -> Tensor:
-        mask = inputs["attention_mask"].bool() if run.row_mask else None
-        with precision.casts(), context(mask):
+        with precision.casts():
             return model(**inputs).logits
 
     return model, forward

@@ -28,7 +28,7 @@ def gradients(run: TextRun, data, source, *, dropout: bool = False) -> dict[str,
     """Of the run's first weights, on 32 examples of different lengths."""
     model, forward = build_model(run, source)
     for module in model.modules():
-        if type(module) is torch.nn.Dropout and not dropout:
+        if isinstance(module, torch.nn.Dropout) and not dropout:
             module.p = 0.0
     inputs, targets = data.train.batch(list(range(32)), CPU)
     model.train()
