@@ -71,7 +71,7 @@ def test_where_blocks_share_a_tensor_the_mean_is_right(use_reentrant):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     exact = gradients(build("t5"), batch("t5"))[weight]
-    draws = torch.stack([gradients(model, batch("t5"))[weight] for _ in range(25)])
+    draws = torch.stack([gradients(model, batch("t5"))[weight] for _ in range(16)])
     along = (draws * exact).sum((1, 2)) / exact.square().sum()
-    sigma = along.std() / 25**0.5
+    sigma = along.std() / 16**0.5
     assert (along.mean() - 1).abs() < 5 * sigma < 0.5

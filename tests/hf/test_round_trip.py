@@ -119,15 +119,15 @@ def test_ties_hold_through_conversion_training_saving_and_loading(name, tmp_path
     assert tied(model)
 
 
-@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_a_tied_weight_gets_the_dense_gradient_of_the_embedding_and_the_estimate(name):
     """The embedding's part is exact; what the linear layer adds is an estimate of the rest."""
     weight = TIED[name][1]
     exact = gradients(build(name), batch(name))[weight]
     model = apply_rmm(build(name), {"rate": 0.5}, exclude=None)
-    draws = torch.stack([gradients(model, batch(name))[weight] for _ in range(30)])
+    draws = torch.stack([gradients(model, batch(name))[weight] for _ in range(20)])
     along = (draws * exact).sum((1, 2)) / exact.square().sum()
-    sigma = along.std() / 30**0.5
+    sigma = along.std() / 20**0.5
     assert (along.mean() - 1).abs() < 5 * sigma < 0.5
     untied = gradients(apply_rmm(build(name), {"rate": 0.5}, exclude="output-head"), batch(name))[weight]
     torch.testing.assert_close(untied, exact, rtol=1e-4, atol=1e-6)
