@@ -147,9 +147,10 @@ def check_row_norms(row_norms: Any, x: Tensor, family: str, *, reads: bool) -> N
         )
 
 
-def check_row_mask(row_mask: Any, x: Tensor) -> None:
+def check_row_mask(row_mask: Any, x: Tensor, family: str, *, on_a_grid: bool) -> None:
     """Check that ``row_mask`` has a bool for each row of ``x`` [*, N], in the shape of its leading dimensions."""
     check_bool_tensor("row_mask", row_mask)
+    check_maskable(family, on_a_grid=on_a_grid)
     if row_mask.shape != x.shape[:-1]:
         raise ValueError(
             f"'row_mask' must have the leading shape of 'x', {tuple(x.shape[:-1])} (got {tuple(row_mask.shape)}). "
@@ -158,6 +159,15 @@ def check_row_mask(row_mask: Any, x: Tensor) -> None:
     if row_mask.device != x.device:
         raise ValueError(
             f"'row_mask' must be on the device of 'x', {x.device} (got {row_mask.device}). Move one of them."
+        )
+
+
+def check_maskable(family: str, *, on_a_grid: bool) -> None:
+    """Check that a family whose rows are masked does not need them all for a grid."""
+    if on_a_grid:
+        raise ValueError(
+            f"'row_mask' must come with a family that needs no grid of rows (got {family!r}). "
+            "Use sketch='count_sketch', or leave the mask out."
         )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -114,13 +114,16 @@ class RMMConfig:
         return self.sketch
 
     def sketch_size(self, num_rows: int) -> int:
-        """Return k for B = ``num_rows``: the rate's or the given size, inside [min_size, max_size] and [1, B]."""
+        """Return k for B = ``num_rows``: the rate's or the given size, inside [min_size, max_size] and [1, B].
+
+        A family that does not have every size takes the nearest one below.
+        """
         size = self.size if self.size is not None else round(self.rate * num_rows)  # type: ignore[operator]
         if self.min_size is not None:
             size = torch.sym_max(size, self.min_size)
         if self.max_size is not None:
             size = torch.sym_min(size, self.max_size)
-        return torch.sym_max(1, torch.sym_min(size, num_rows))
+        return self.family.admissible_size(num_rows, torch.sym_max(1, torch.sym_min(size, num_rows)))
 
     def saved_bytes(self, num_rows: int, num_columns: int, dtype: torch.dtype = torch.float32) -> int:
         """Return the bytes kept for an input [num_rows, num_columns]: sketch + means + state of the family + seed.
@@ -134,6 +137,10 @@ class RMMConfig:
         for tensor in self.family.empty_state(num_rows, size, dtype, torch.device("meta")):
             total += tensor.numel() * tensor.element_size()
         return total + torch.int64.itemsize
+
+    def for_shape(self, leading_shape: Sequence[int]) -> RMMConfig:
+        """Return this config for an x with these dimensions before the last; itself unless the family reads them."""
+        return _for_shape(self, tuple(leading_shape)) if self.family.reads_shape else self
 
     def check_anchor(self) -> None:
         """Check that the family can sketch a residual of which there is no copy.
@@ -185,6 +192,11 @@ class RMMConfig:
 _PLAIN_FIELDS = tuple(field.name for field in fields(RMMConfig) if field.name != "sketch")
 _OTHER_OPERATORS = ("norm_codec", "norm_rate", "act_codec", "x0_codec", "anchor")
 _LINEAR_FIELDS = tuple(name for name in _PLAIN_FIELDS if name not in _OTHER_OPERATORS)
+
+
+@lru_cache(maxsize=256)
+def _for_shape(config: RMMConfig, leading_shape: tuple[int, ...]) -> RMMConfig:
+    return replace(config, sketch=config.family.for_shape(leading_shape))
 
 
 @lru_cache(maxsize=256)

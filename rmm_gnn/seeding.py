@@ -36,6 +36,7 @@ class Stream(IntEnum):
     RANK = 8
     ROUNDING_COLUMNS = 9
     DROPOUT_LANES = 10
+    FACTORS = 11
 
 
 def draw_seed(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -79,9 +80,18 @@ def _draw(device: torch.device, generator: torch.Generator | None) -> Tensor:
     seed = torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     if rank:
-        words = hash_index(seed, Stream.RANK, torch.arange(2 * rank, 2 * rank + 2, device=device))
-        seed = words[0] * 2**31 + words[1]
+        seed = _another(seed, Stream.RANK, rank)
     return seed
+
+
+def derived_seed(seed: Tensor, number: int) -> Tensor:
+    """Return another seed, a function of ``seed`` and ``number``: for a part that reads streams which others read."""
+    return _another(seed, Stream.FACTORS, number)
+
+
+def _another(seed: Tensor, stream: Stream, number: int) -> Tensor:
+    words = hash_index(seed, stream, torch.arange(2 * number, 2 * number + 2, device=seed.device))
+    return words[0] * 2**31 + words[1]
 
 
 def mix32(word: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import rmm_gnn.functional as lean
-from rmm_gnn._validation import check_bool_tensor
+from rmm_gnn._validation import check_bool_tensor, check_maskable
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.context.forward_pass import ForwardPass
 from rmm_gnn.context.handlers import HANDLERS, Handler
@@ -87,7 +87,8 @@ class compress_activations(TorchFunctionMode):
 
     Raises:
         TypeError: If ``config`` is not an ``RMMConfig``, ``held`` is no sequence, or ``row_mask`` is not one of bools.
-        ValueError: In the forward pass, if ``row_mask`` is on another device than an input.
+        ValueError: If there is a ``row_mask`` and the family needs a grid of rows; in the forward pass, if the mask is
+            on another device than an input.
         RuntimeError: In the forward pass, if ``torch.utils.checkpoint`` starts within the mode.
 
     Example:
@@ -112,6 +113,8 @@ class compress_activations(TorchFunctionMode):
         self.config = RMMConfig() if config is None else config
         self.held = tuple(x for x in held or () if isinstance(x, Tensor) and x.layout == torch.strided)
         self.row_mask = None if row_mask is None else check_bool_tensor("row_mask", row_mask)
+        if row_mask is not None:
+            check_maskable(self.config.family.name, on_a_grid=self.config.family.reads_shape)
         self._passes: list[ForwardPass] = []
 
     def __enter__(self) -> compress_activations:

@@ -152,6 +152,7 @@ class GradientProbe:
     def _measurement(self, product: Product, number: int) -> Callable[[Tensor], tuple[Moments, NoiseParts, int]]:
         """What is to be done with the gradient of a product's output; holds what it needs of X."""
         name, codec, config = product.name, product.codec, product.config or self.config
+        config = config.for_shape(product.x.shape[:-1])
         rows, anchor = product.rows, product.anchor_rows
         size = rows.shape[0] if codec is not None else config.sketch_size(rows.shape[0])
         seed = torch.full((), number, dtype=torch.int64, device=rows.device)

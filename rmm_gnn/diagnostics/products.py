@@ -91,6 +91,7 @@ class WatchProducts(TorchFunctionMode):
                 if name is not None and out.requires_grad and found.weight.requires_grad:
                     # A product that the model left to torch may be one that a mode has made.
                     config = found.config if found.codec is not None else found.config or config_of(out)
+                    config = None if config is None else config.for_shape(found.x.shape[:-1])
                     row_mask = row_mask_of(out) if found.row_mask is None else found.row_mask
                     kept = (config, found.codec, False, found.row_norms, found.anchor, row_mask)
                     if is_of_held(out):

@@ -87,6 +87,8 @@ def rmm_variance(
     Where ``rmm_linear`` was given a ``row_mask``, its noise is that of the rows which the mask marks:
     ``rmm_variance(x[row_mask], grad_output[row_mask], config)``, likewise for the other functions here.
 
+    A family that reads the shape of x has to be told: ``config.for_shape((batch, sequence))``.
+
     Args:
         x: Input of the layer.
         grad_output: Gradient of its output.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import index
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -118,7 +120,7 @@ def rmm_linear(
     if row_norms is not None:
         check_row_norms(row_norms, x, config.family.name, reads=config.family.reads_row_norms)
     if row_mask is not None:
-        check_row_mask(row_mask, x)
+        check_row_mask(row_mask, x, config.family.name, on_a_grid=config.family.reads_shape)
 
     if seed is not None:
         seed = check_seed(seed, x.device)
@@ -131,6 +133,9 @@ def rmm_linear(
         return torch.ops.rmm_gnn.exact_linear(x, weight, bias, seed)
 
     rows, spec = _as_rows(x), config.spec
+    if config.family.reads_shape:
+        # Lengths that torch.compile does not know become constants of the graph.
+        spec = _spec_for(spec, [index(length) for length in x.shape[:-1]])
     num_rows, checked, identity = 0, False, None
     if row_mask is not None:
         num_rows, checked = UNKNOWN, masks_are_checked()
@@ -250,6 +255,12 @@ def shared_input_linear(
     payload = _encode(x, spec, drawn) if seed is not None else shared_code(x, spec, drawn)
     weight = weight if dtype is None else weight.to(dtype)
     return _shaped(torch.ops.rmm_gnn.coded_linear(_as_rows(x), weight, payload, spec, float(scale)), x)
+
+
+@torch.compiler.assume_constant_result
+def _spec_for(spec: str, leading_shape: list[int]) -> str:
+    """Return the spec of a config for an x of this shape; in traced code a constant, as its sizes then are."""
+    return RMMConfig.from_spec(spec).for_shape(leading_shape).spec
 
 
 def keeps_whole(x: Tensor, codec: str) -> bool:

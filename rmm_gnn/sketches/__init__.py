@@ -11,6 +11,7 @@ from rmm_gnn.sketches.block_rademacher import BlockRademacherSketch
 from rmm_gnn.sketches.count_sketch import CountSketch
 from rmm_gnn.sketches.gaussian import GaussianSketch
 from rmm_gnn.sketches.importance_sampling import ImportanceSamplingSketch
+from rmm_gnn.sketches.kronecker import KroneckerSketch
 from rmm_gnn.sketches.norm_sampling import NormSamplingSketch
 from rmm_gnn.sketches.rademacher import RademacherSketch
 from rmm_gnn.sketches.row_sampling import RowSamplingSketch
@@ -24,6 +25,7 @@ __all__ = [
     "Draw",
     "GaussianSketch",
     "ImportanceSamplingSketch",
+    "KroneckerSketch",
     "NormSamplingSketch",
     "RademacherSketch",
     "RowSamplingSketch",
@@ -38,6 +40,7 @@ FAMILIES: dict[str, type[Sketch]] = {
     "count_sketch": CountSketch,
     "gaussian": GaussianSketch,
     "importance_sampling": ImportanceSamplingSketch,
+    "kronecker": KroneckerSketch,
     "norm_sampling": NormSamplingSketch,
     "rademacher": RademacherSketch,
     "row_sampling": RowSamplingSketch,

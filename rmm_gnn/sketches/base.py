@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -57,8 +57,18 @@ class Sketch(ABC):
     reads_row_norms: ClassVar[bool] = False
     # True for families whose ``prepare`` and ``sketch_rows`` select rows by themselves.  The others are given a copy.
     selects_rows: ClassVar[bool] = False
+    # True for families that read the leading dimensions of x: S is made of parts for each.
+    reads_shape: ClassVar[bool] = False
     # Backends besides plain torch that can compute this family.
     backends: ClassVar[tuple[str, ...]] = ()
+
+    def for_shape(self, leading_shape: Sequence[int]) -> Sketch:
+        """Return this family configured for an x with these dimensions before the last; itself unless it reads them."""
+        return self
+
+    def admissible_size(self, num_rows: int, size: int) -> int:
+        """Return the largest k up to ``size`` that the family has an S [B, k] for; for most, ``size`` itself."""
+        return size
 
     @abstractmethod
     def to_dense(

@@ -7,6 +7,7 @@ from rmm_gnn.sketches import (
     CountSketch,
     GaussianSketch,
     ImportanceSamplingSketch,
+    KroneckerSketch,
     NormSamplingSketch,
     RademacherSketch,
     RowSamplingSketch,
@@ -27,6 +28,10 @@ CASES = {
     "norm_sampling": NormSamplingSketch(),
     "importance_sampling": ImportanceSamplingSketch(),
     "importance_sampling-no_top": ImportanceSamplingSketch(top_share=0.0),
+    "kronecker": KroneckerSketch(),
+    "kronecker-6": KroneckerSketch(inner_rows=6),
+    "kronecker-9-outer": KroneckerSketch(inner_rows=9, reduce="outer"),
+    "kronecker-5-inner": KroneckerSketch(inner_rows=5, reduce="inner"),
 }
 
 

@@ -18,13 +18,13 @@ SIZES = pytest.mark.parametrize(
 
 def sketch(family, matrix, sketch_size, seed=5, drawn_from=None, **options):
     """Apply a family, with the state it draws from ``drawn_from`` (default: the matrix itself)."""
-    seed = torch.tensor(seed)
+    seed, sketch_size = torch.tensor(seed), family.admissible_size(matrix.shape[0], sketch_size)
     state = state_of(family, matrix if drawn_from is None else drawn_from, seed, sketch_size)
     return family.apply(matrix, seed, sketch_size, state=state, **options)
 
 
 def dense(family, matrix, sketch_size, seed=5, dtype=torch.float64):
-    seed = torch.tensor(seed)
+    seed, sketch_size = torch.tensor(seed), family.admissible_size(matrix.shape[0], sketch_size)
     state = state_of(family, matrix, seed, sketch_size)
     return family.to_dense(matrix.shape[0], sketch_size, seed, state=state, dtype=dtype)
 
@@ -46,11 +46,11 @@ def test_apply_is_the_product_with_dense(family, num_rows, sketch_size, workspac
 
 @FAMILY
 def test_sketch_rows_are_rows_of_apply(family):
-    matrix, seed = torch.randn(90, 4, dtype=torch.float64), torch.tensor(3)
-    state = state_of(family, matrix, seed, 40)
-    whole = family.apply(matrix, seed, 40, state=state)
-    for start, stop in ((0, 1), (7, 23), (39, 40)):
-        part = family.sketch_rows(matrix, Draw(seed, 40, state, workspace_bytes=2**11), start, stop)
+    matrix, seed, size = torch.randn(90, 4, dtype=torch.float64), torch.tensor(3), family.admissible_size(90, 40)
+    state = state_of(family, matrix, seed, size)
+    whole = family.apply(matrix, seed, size, state=state)
+    for start, stop in ((0, 1), (7, 23), (size - 1, size)):
+        part = family.sketch_rows(matrix, Draw(seed, size, state, workspace_bytes=2**11), start, stop)
         torch.testing.assert_close(part, whole[start:stop])
 
 
@@ -112,11 +112,18 @@ def test_low_precision_is_summed_in_float32(family, dtype):
 
 @FAMILY
 def test_sketch_of_ones(family):
-    seed, ones = torch.tensor(9), torch.ones(143, 1)
-    x = torch.randn(143, 4)
-    state = state_of(family, x, seed, 31)
-    short = family.sketch_ones(143, Draw(seed, 31, state, workspace_bytes=2**10), torch.float32)
-    torch.testing.assert_close(short.unsqueeze(1), family.apply(ones, seed, 31, state=state))
+    seed, ones = torch.tensor(9), torch.ones(144, 1)
+    x, size = torch.randn(144, 4), family.admissible_size(144, 31)
+    state = state_of(family, x, seed, size)
+    short = family.sketch_ones(144, Draw(seed, size, state, workspace_bytes=2**10), torch.float32)
+    torch.testing.assert_close(short.unsqueeze(1), family.apply(ones, seed, size, state=state))
+
+
+@FAMILY
+def test_sizes_are_admissible_once_and_for_all(family):
+    for num_rows, size in ((1, 1), (63, 7), (100, 1), (100, 100), (257, 200)):
+        taken = family.admissible_size(num_rows, size)
+        assert 1 <= taken <= size and family.admissible_size(num_rows, taken) == taken
 
 
 @FAMILY
@@ -140,15 +147,15 @@ def test_what_a_family_says_of_itself(family):
 
 @FAMILY
 def test_blocks_and_their_workspace(family):
-    matrix = torch.randn(500, 8)
+    matrix, size = torch.randn(500, 8), family.admissible_size(500, 100)
     seed = torch.tensor(2)
-    state = state_of(family, matrix, seed, 100)
+    state = state_of(family, matrix, seed, size)
     position = 0
-    for start, stop, block in family.iter_blocks(matrix, Draw(seed, 100, state, workspace_bytes=2**11)):
+    for start, stop, block in family.iter_blocks(matrix, Draw(seed, size, state, workspace_bytes=2**11)):
         assert start == position and block.shape == (stop - start, 8)
         assert family.name == "sors" or block.numel() * block.element_size() <= 2**10
         position = stop
-    assert position == 100
+    assert position == size
 
 
 @FAMILY
