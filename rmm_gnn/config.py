@@ -128,6 +128,7 @@ class RMMConfig:
     def saved_bytes(self, num_rows: int, num_columns: int, dtype: torch.dtype = torch.float32) -> int:
         """Return the bytes kept for an input [num_rows, num_columns]: sketch + means + state of the family + seed.
 
+        For a family that reads the shape of x, ask the config that ``for_shape`` returns.
         The layer's own weight, kept for the exact gradient of x as in torch, is not counted.
         """
         size = self.sketch_size(num_rows)
