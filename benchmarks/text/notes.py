@@ -8,15 +8,14 @@ from typing import Any
 
 def format_notes(records: Sequence[dict[str, Any]]) -> str:
     """A Markdown list: definitions first, then what is particular to these runs, then where they were made."""
-    first = records[0]
-    notes = [_score(records), _saved(), _costs(records), _methods(records), _constant(records), _environment(first)]
+    notes = [_score(records), _saved(), _costs(records), _methods(records), _constant(records), _environment(records)]
     return "\n".join(f"- {note}" for note in notes if note)
 
 
 def _score(records: Sequence[dict[str, Any]]) -> str:
     average = (
-        " Average: mean of the tasks' means; its difference is the mean over all pairs of all tasks, and its interval "
-        "takes each of these as one sample."
+        " Average: mean of the tasks' means; its difference is that of each seed averaged over the tasks, over the "
+        "seeds that all tasks have."
         if len({record["config"]["task"] for record in records}) > 1
         else ""
     )
@@ -66,10 +65,17 @@ def _constant(records: Sequence[dict[str, Any]]) -> str | None:
     )
 
 
-def _environment(record: dict[str, Any]) -> str:
+def _environment(records: Sequence[dict[str, Any]]) -> str:
+    record = records[0]
     environment, packages = record["environment"], record["environment"]["packages"]
+    commits = dict.fromkeys(_commit(record["environment"]) for record in records)
     return (
         f"{environment['device']}, {environment['threads']} threads, torch {packages['torch']}, transformers "
-        f"{packages['transformers']}, commit {(environment['git_sha'] or 'unknown')[:12]}"
-        f"{' with uncommitted changes' if environment['git_dirty'] else ''}. Data: {record['data']['source']}."
+        f"{packages['transformers']}, commit {' and '.join(commits)}. Data: {record['data']['source']}."
+    )
+
+
+def _commit(environment: dict[str, Any]) -> str:
+    return (environment["git_sha"] or "unknown")[:12] + (
+        " with uncommitted changes" if environment["git_dirty"] else ""
     )

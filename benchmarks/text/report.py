@@ -73,7 +73,7 @@ def _cells(group: Sequence[Record], baseline: Sequence[Record]) -> list[str]:
 
     return [
         _mean([record["results"]["score"] for record in group]),
-        "-" if group is baseline else _interval(_differences(group, baseline)),
+        "-" if group is baseline else _interval(_differences(group, baseline).values()),
         cost("saved_bytes", _MIB),
         cost("peak_bytes", _MIB),
         cost("step_s", 1e-3),
@@ -87,25 +87,28 @@ def _averages(by_task: dict[str, list[Record]]) -> str:
     for row in tables[0]:
         if all(row in table for table in tables):
             means = [statistics.fmean(record["results"]["score"] for record in table[row]) for table in tables]
-            pairs = [pair for table in tables for pair in _differences(table[row], table.get(BASELINE, []))]
+            pairs = _task_means([_differences(table[row], table.get(BASELINE, [])) for table in tables])
             scores = [f"{mean:.2f}" for mean in (*means, statistics.fmean(means))]
             body.append([*_name(row), *scores, "-" if row == BASELINE else _interval(pairs)])
     folders = [TASKS[name].folder for name in by_task]
     return _format(body, ("method", "settings", *folders, "average", "difference [points]"))
 
 
-def _differences(group: Sequence[Record], baseline: Sequence[Record]) -> list[float]:
-    """Score less the baseline's, over the seeds both have."""
+def _differences(group: Sequence[Record], baseline: Sequence[Record]) -> dict[int, float]:
+    """Score less the baseline's, by the seeds that both have."""
     reference = {record["config"]["seed"]: record["results"]["score"] for record in baseline}
-    return [
-        record["results"]["score"] - reference[record["config"]["seed"]]
-        for record in group
-        if record["config"]["seed"] in reference
-    ]
+    scores = {record["config"]["seed"]: record["results"]["score"] for record in group}
+    return {seed: score - reference[seed] for seed, score in scores.items() if seed in reference}
 
 
-def _interval(differences: Sequence[float]) -> str:
-    found = mean_difference(differences)
+def _task_means(differences: Sequence[dict[int, float]]) -> list[float]:
+    """The mean over tasks, for every seed that all of them have: one sample a seed, not one a run."""
+    seeds = set.intersection(*(set(task) for task in differences))
+    return [statistics.fmean(task[seed] for task in differences) for seed in sorted(seeds)]
+
+
+def _interval(differences: Iterable[float]) -> str:
+    found = mean_difference(list(differences))
     if found is None:
         return "-"
     mean, half, count = found

@@ -69,13 +69,14 @@ def test_only_common_seeds_are_paired():
 
 
 def test_averages_over_tasks():
-    more = [record("stsb", "baseline", 0, 80.0), record("stsb", "rmm", 0, 82.0)]
+    more = [record("stsb", "baseline", seed, 80.0) for seed in (0, 1)]
+    more += [record("stsb", "rmm", 0, 82.0), record("stsb", "rmm", 1, 84.0)]
     text = format_report([*RECORDS, *more])
     average = text[text.index("**Average over 2 tasks**") :]
     assert row(average, "baseline") == ["baseline", "-", "71.00", "80.00", "75.50", "-"]
-    # All four pairs: -1, 1, -1, 2.
-    assert row(average, "rmm")[2:] == ["70.67", "82.00", "76.33", "+0.25 [-2.14, +2.64] (n=4)"]
-    assert "mean of pearson and spearman x 100" in text and "takes each of these as one sample" in text
+    # Of seeds 0 and 1, which both tasks have: (-1 + 2)/2 and (1 + 4)/2; t(0.975, 1) = 12.706.
+    assert row(average, "rmm")[2:] == ["70.67", "83.00", "76.83", "+1.50 [-11.21, +14.21] (n=2)"]
+    assert "mean of pearson and spearman x 100" in text and "seeds that all tasks have" in text
     # A row that a task lacks has no average.
     assert "| rmm " not in format_report([*RECORDS, more[0]]).split("**Average")[1]
 
