@@ -44,11 +44,14 @@ class CurrentRowMask:
 
 
 def remove_mask_hooks(module: Module) -> None:
-    """Take forward pre-hooks that set a ``CurrentRowMask`` off ``module``."""
+    """Take forward pre-hooks that set a ``CurrentRowMask``, and forward hooks that are its methods, off ``module``."""
     hooks: dict[int, Any] = module._forward_pre_hooks
     for key in [key for key, hook in hooks.items() if isinstance(hook, CurrentRowMask)]:
         del hooks[key]
         module._forward_pre_hooks_with_kwargs.pop(key, None)
+    after: dict[int, Any] = module._forward_hooks
+    for key in [key for key, hook in after.items() if isinstance(getattr(hook, "__self__", None), CurrentRowMask)]:
+        del after[key]
 
 
 @contextmanager

@@ -60,7 +60,8 @@ def apply_rmm(
             ``attention_mask`` of the forward pass leaves out: as many rows of the sketch say more.  The loss must not
             read padding, or the estimate is biased (``diagnostics.check_row_masks``): label it with -100, and leave
             this off where a softmax runs over all tokens, as over the answers in question answering.  Under
-            activation checkpointing, two forward passes with different masks before backward raise an error.
+            activation checkpointing, two forward passes with different masks before backward raise an error, also where
+            the outputs of the first are kept and backward never runs through them: detach such.
 
     Returns:
         ``model``.

@@ -132,6 +132,86 @@ def test_two_passes_before_a_recomputation_go_with_one_mask_alone(use_reentrant)
             loss.backward()
 
 
+VARIANTS = pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "hooks"])
+EARLIER = pytest.raises(RuntimeError, match="row_mask needs one backward pass after each forward pass")
+
+
+class TestPassesUnderCheckpointing:
+    """Masks A and B differ, and mark as many rows, so that no number of rows gives the difference away."""
+
+    @pytest.fixture(params=["bert", "llama"])
+    def name(self, request) -> str:
+        return request.param
+
+    def build(self, name: str, use_reentrant: bool) -> tuple[Module, dict[str, dict[str, Tensor]]]:
+        model = apply_rmm(build(name), {"rate": 1.0, "sketch": "row_sampling"}, row_mask=True)
+        first = padded(name)
+        second = {key: value.flip(0) for key, value in first.items()}
+        return checkpointed(model, use_reentrant), {"A": first, "B": second}
+
+    @VARIANTS
+    @pytest.mark.parametrize("order", ["AB", "ABA", "AAB", "ABB", "ABBB"])
+    def test_a_sum_over_different_masks_raises_wherever_they_stand(self, name, order, use_reentrant):
+        model, inputs = self.build(name, use_reentrant)
+        loss = sum(model(**inputs[one]).loss for one in order)
+        with EARLIER:
+            loss.backward()
+
+    @VARIANTS
+    def test_a_pass_that_waits_behind_a_later_one_raises(self, name, use_reentrant):
+        model, inputs = self.build(name, use_reentrant)
+        first, _second = model(**inputs["A"]).loss, model(**inputs["B"]).loss
+        with EARLIER:
+            first.backward()
+        first, again = model(**inputs["A"]).loss, model(**inputs["A"]).loss
+        first.backward()
+        third = model(**inputs["B"]).loss
+        with EARLIER:
+            again.backward()
+        third.backward()
+
+    @VARIANTS
+    def test_a_second_backward_through_a_retained_graph_raises_after_another_pass(self, name, use_reentrant):
+        model, inputs = self.build(name, use_reentrant)
+        first = model(**inputs["A"]).loss
+        first.backward(retain_graph=True)
+        model(**inputs["B"]).loss.backward()
+        with EARLIER:
+            first.backward()
+
+    def test_a_loss_of_what_is_no_output_raises(self, name):
+        model, inputs = self.build(name, False)
+        taken = []
+        block = model.bert.encoder.layer[1] if name == "bert" else model.model.layers[1]
+        block.register_forward_hook(lambda module, args, out: taken.append(out if isinstance(out, Tensor) else out[0]))
+        for one in "ABB":
+            model(**inputs[one])
+        with EARLIER:
+            sum(out.square().sum() for out in taken).backward()
+
+    @VARIANTS
+    def test_a_pass_whose_loss_is_thrown_away_does_not(self, name, use_reentrant):
+        model, inputs = self.build(name, use_reentrant)
+        for one in "ABAAB":
+            out = model(**inputs[one])
+        expected = gradients(build(name), inputs["B"])
+        out.loss.backward()
+        for parameter, gradient in expected.items():
+            torch.testing.assert_close(model.get_parameter(parameter).grad, gradient, rtol=1e-3, atol=1e-5)
+
+    @VARIANTS
+    def test_losses_that_are_kept_after_their_backward_do_not(self, name, use_reentrant):
+        model, inputs = self.build(name, use_reentrant)
+        kept = []
+        for one in "ABBA":
+            expected = gradients(build(name), inputs[one])
+            model.zero_grad()
+            kept.append(model(**inputs[one]).loss)
+            kept[-1].backward()
+            for parameter, gradient in expected.items():
+                torch.testing.assert_close(model.get_parameter(parameter).grad, gradient, rtol=1e-3, atol=1e-5)
+
+
 def test_of_an_encoder_with_a_decoder_the_encoders_layers_sketch_tokens():
     """The decoder reads as many rows as the encoder here, and others of them are padding."""
     model, inputs = apply_rmm(build("t5"), {"rate": 1.0, "sketch": "row_sampling"}, row_mask=True), padded("t5")
@@ -219,6 +299,7 @@ class TestHook:
         model(self.x, self.mask)
         other = way(model)
         assert other.layer.row_masks is not model.layer.row_masks and other.layer.row_masks.mask is None
+        assert [hook.__self__ for hook in other._forward_hooks.values()] == [other.layer.row_masks]
         other(self.x, ~self.mask)
         assert torch.equal(other.layer.row_masks.mask, ~self.mask)
         assert torch.equal(model.layer.row_masks.mask, self.mask)
@@ -227,13 +308,13 @@ class TestHook:
         plain = Pooled()
         revert_rmm(model)
         assert set(vars(model.layer)) == set(vars(plain.layer)) and not model._forward_pre_hooks
-        assert not model._forward_pre_hooks_with_kwargs
+        assert not model._forward_pre_hooks_with_kwargs and not model._forward_hooks
 
     def test_applying_again_keeps_one_hook_or_none(self, model):
         apply_rmm(model, CONFIG, row_mask=True)
-        assert len(model._forward_pre_hooks) == 1
+        assert len(model._forward_pre_hooks) == len(model._forward_hooks) == 1
         apply_rmm(model, CONFIG)
-        assert not model._forward_pre_hooks and "row_masks" not in vars(model.layer)
+        assert not model._forward_pre_hooks and not model._forward_hooks and "row_masks" not in vars(model.layer)
 
     def test_it_stays_while_a_layer_uses_it(self):
         model = apply_rmm(build("bert"), CONFIG, row_mask=True)
