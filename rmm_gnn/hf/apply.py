@@ -70,7 +70,7 @@ def apply_rmm(
         TypeError: If an argument is of the wrong type, or ``model`` is compiled.
         ValueError: If no layer is selected, a pattern is invalid or matches nothing, a layer that is asked for by name
             cannot be converted, a setting is unknown or out of range, or ``row_mask`` is asked for of a model that
-            takes no ``attention_mask``.
+            takes no ``attention_mask`` or with a family that needs all rows, in a grid ("kronecker").
 
     Example:
         >>> import torch
@@ -94,11 +94,23 @@ def apply_rmm(
     chosen += [name for name in block if name not in excluded]
     selected = _with_configs({name: layers[name] for name in chosen}, settings)
     tokens = reader_of_tokens(model) if row_mask else None
+    _check_maskable({name: one for name, one in selected.items() if name in convertible}, tokens)
     swap_layers(selected, {**linear, **lean})
     converted = [layer for layer, _ in selected.values()]
     _share(converted, layers.values(), share)
     mask_rows(converted, layers.values(), tokens)
     return model
+
+
+def _check_maskable(linear: Mapping[str, tuple[Module, RMMConfig]], reader: Module | None) -> None:
+    """Check that no layer whose rows are masked has a family that needs them all for a grid."""
+    within = set() if reader is None else {id(module) for module in reader.modules()}
+    for name, (layer, config) in linear.items():
+        if id(layer) in within and config.family.reads_shape:
+            raise ValueError(
+                f"'row_mask' must come with families that need no grid of rows (got {config.family.name!r} for "
+                f"{name!r}). Use sketch='count_sketch' there, or leave row_mask out."
+            )
 
 
 def _share(selected: Iterable[Module], layers: Iterable[Module], share: bool) -> None:

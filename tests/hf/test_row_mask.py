@@ -358,3 +358,22 @@ def test_a_model_without_attention_mask_raises_and_stays():
     assert type(model["layer"]) is not RMMTorchLinear
     with pytest.raises(TypeError, match="'row_mask' must be True or False"):
         apply_rmm(model, CONFIG, row_mask=torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"sketch": "kronecker"}, {".*query": {"sketch": "kronecker"}, ".*": {"rate": 0.1}}],
+    ids=["all", "pattern"],
+)
+def test_families_that_need_all_rows_raise_and_the_model_stays(config):
+    model = build("bert")
+    query = "bert.encoder.layer.0.attention.self.query"
+    with pytest.raises(ValueError, match=rf"'row_mask' must come with families .* \(got 'kronecker' for '{query}'\)"):
+        apply_rmm(model, config, row_mask=True)
+    assert not any(isinstance(module, RMMTorchLinear) for module in model.modules()) and not model._forward_pre_hooks
+    apply_rmm(model, config)
+
+
+def test_such_a_family_may_sketch_what_is_not_masked():
+    model = apply_rmm(build("t5"), {"encoder.*": CONFIG, ".*": {"sketch": "kronecker"}}, row_mask=True)
+    assert gradients(model, padded("t5"))
