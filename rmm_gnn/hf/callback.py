@@ -27,7 +27,7 @@ except ImportError as error:
 
 
 class RMMTrainerCallback(TrainerCallback):
-    """Logs through ``Trainer``, every so many steps, what is kept for backward, the noise of it, and the memory's peak.
+    """Adds to the logs of ``Trainer`` what is kept for backward, the noise of it, and the memory's peak.
 
     ==========================  ====================================================================================
     entry of the log            what it is
@@ -42,16 +42,19 @@ class RMMTrainerCallback(TrainerCallback):
     ==========================  ====================================================================================
 
     The noise is what a ``GradientProbe`` measures, and no random number of the run is drawn: the run is the one without
-    the callback.  In mode "sketch" no input is held, and the square of the gradient is an estimate: where there is
-    little but noise it can come out negative, and a ratio of such is left out.  So is the noise in blocks under
-    reentrant checkpointing, which nothing looks into.  Measured steps log, whatever ``logging_steps`` says; ``records``
-    has the numbers of each layer.
+    the callback, losses in its logs included.  In mode "sketch" no input is held, and the square of the gradient is an
+    estimate: where there is little but noise it can come out negative, and a ratio of such is left out: a log may
+    lack ``rmm_noise_to_signal``.  So is the noise in blocks under reentrant checkpointing, which nothing looks into.
+
+    Entries wait for the trainer's next log of a loss, as ``logging_steps`` says; of several measured steps since the
+    last one the newest is logged, and what is measured after the last one is not.  ``records`` has the noise of every
+    measured step, layer by layer.
 
     The entries are in ``state.log_history`` wherever the callback stands.  Reporters that stand before it in the
     trainer's list, as those of ``report_to`` do before all ``callbacks``, do not see them: ``attach`` puts it first.
 
     Args:
-        every: Measure one step of so many, the first one included.
+        every: Measure the first step, and those whose number is a multiple of this.
         saved: Whether to measure the bytes.
         noise: Whether to measure the noise.
         mode: How the noise is measured, "sketch" or "exact", which holds the inputs of converted layers in measured
@@ -145,7 +148,7 @@ class RMMTrainerCallback(TrainerCallback):
     ) -> None:
         model = kwargs["model"]
         self._stop()
-        if state.global_step % self.every:
+        if not self._measures(state.global_step + 1):
             return
         if self.saved:
             self._watch = WatchSaved(model)
@@ -155,18 +158,12 @@ class RMMTrainerCallback(TrainerCallback):
             self._peak = ProcessPeak(next(model.parameters()).device)
             self._peak.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if isinstance(self.controller, NoiseController):
             self.controller.step()
-        measured = (state.global_step - 1) % self.every == 0
-        if measured:
+        if self._measures(state.global_step):
             self._pending = self._entries(kwargs["model"], state.global_step)
-            # By the number of the step alone: every process of a distributed run has to log in the same steps.
-            control.should_log = True
         self._stop()
-        return control
 
     def on_log(
         self,
@@ -188,6 +185,9 @@ class RMMTrainerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._stop()
+
+    def _measures(self, step: int) -> bool:
+        return step == 1 or step % self.every == 0
 
     def _entries(self, model: Module, step: int) -> dict[str, float | int]:
         entries: dict[str, float | int] = {}

@@ -55,8 +55,8 @@ def run_with(callback, tmp_path, name: str = "bert", config=CONFIG, callbacks=()
 def test_every_so_many_steps_all_is_logged(tmp_path):
     run = run_with(RMMTrainerCallback(every=2, mode="exact"), tmp_path, max_steps=4)
     entries = history(run)
-    assert [set(entry) for entry in entries] == [NAMES, set(), NAMES, set()]
-    for entry in entries[::2]:
+    assert [set(entry) for entry in entries] == [NAMES, NAMES, set(), NAMES]
+    for entry in (entries[0], entries[1], entries[3]):
         assert entry["rmm_compressed_bytes"] < entry["rmm_saved_bytes"]
         assert 0 < entry["rmm_noise_to_signal"] < 100 and entry["rmm_noise_to_sgd"] > 0
         assert entry["rmm_peak_resident_bytes"] > 2**20
@@ -117,10 +117,20 @@ def test_under_checkpointing_it_logs_what_it_can_see(use_reentrant, tmp_path):
     assert len(inside) == (0 if use_reentrant else 10)
 
 
-def test_measured_steps_are_logged_between_those_of_the_trainer(tmp_path):
-    run = run_with(RMMTrainerCallback(every=3, noise=False), tmp_path, max_steps=5, logging_steps=100)
-    logged = [entry["step"] for entry in run.state.log_history if "rmm_saved_bytes" in entry]
-    assert logged == [1, 4]
+@pytest.mark.parametrize("settings", [{"logging_steps": 2}, {"logging_steps": 3, "logging_first_step": True}], ids=str)
+def test_losses_are_averaged_over_the_windows_that_the_trainer_was_asked_for(settings, tmp_path):
+    """The entry of a log is that of the newest step measured before it; the records have those between."""
+    plain = trainer(apply_rmm(build("bert"), CONFIG), "bert", tmp_path, max_steps=7, **settings)
+    plain.train()
+    callback = RMMTrainerCallback(every=2, saved=False, peak=False, mode="exact")
+    watched = run_with(callback, tmp_path, max_steps=7, **settings)
+    assert losses(plain) == losses(watched) and len(losses(plain)) == 3
+    steps = [[entry["step"] for entry in run.state.log_history] for run in (plain, watched)]
+    assert steps[0] == steps[1]
+    assert {record.step for record in callback.records} == {1, 2, 4, 6}
+    logged = {entry["step"]: entry["rmm_noise_to_sgd"] for entry in watched.state.log_history if "loss" in entry}
+    last = [record for record in callback.records if record.step == 6]
+    assert logged[6] == _noise(last)["rmm_noise_to_sgd"]
 
 
 def test_evaluations_carry_no_entries(tmp_path):
@@ -171,7 +181,7 @@ class TestController:
         run = trainer(model, "bert", tmp_path, callbacks=[callback], max_steps=3)
         run.train()
         assert {change.step for change in controller.history} == {0, 2}
-        assert [set(entry) for entry in history(run)] == [{"rmm_mean_rate"}, set(), {"rmm_mean_rate"}]
+        assert [set(entry) for entry in history(run)] == [{"rmm_mean_rate"}, {"rmm_mean_rate"}, set()]
 
     def test_anything_else_raises(self):
         with pytest.raises(TypeError, match=r"'controller' must be a NoiseController or its settings \(got float\)"):
