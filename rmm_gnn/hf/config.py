@@ -55,6 +55,7 @@ def read_config(config: AnyConfig) -> RMMConfig | dict[str, RMMConfig | None]:
             f"'config' must be an RMMConfig, its settings as a dictionary or JSON, or a mapping of name patterns to "
             f"them (got {type(config).__name__}). Write RMMConfig(rate=0.1)."
         )
+    _check_keys(config)
     if config and not config.keys() & set(_SETTINGS):
         of_patterns = {value is None or isinstance(value, RMMConfig | Mapping) for value in config.values()}
         if of_patterns == {True}:
@@ -84,7 +85,17 @@ def _parsed(text: str | os.PathLike[str]) -> Any:
         ) from error
 
 
+def _check_keys(given: Mapping[Any, Any]) -> None:
+    others = [key for key in given if not isinstance(key, str)]
+    if others:
+        raise TypeError(
+            f"'config' must have strings as keys (got {others[0]!r}). Write settings, as {{'rate': 0.1}}, or regular "
+            "expressions for names of layers, as {'.*query': {'rate': 0.1}}."
+        )
+
+
 def _from_settings(settings: Mapping[str, Any], pattern: str | None = None) -> RMMConfig:
+    _check_keys(settings)
     unknown = [key for key in settings if key not in _SETTINGS]
     if unknown:
         near = difflib.get_close_matches(str(unknown[0]), _SETTINGS, n=1)

@@ -57,6 +57,13 @@ def test_patterns():
         ({"rate": 0.1, "qwzx": 1}, ValueError, r"'config' must have known settings \(got 'qwzx'\). They are"),
         ({".*": {"rates": 1}}, ValueError, r"known settings \(got 'rates' for '\.\*'\). Did you mean 'rate'"),
         ({"rate": 0.1, ".*": {"rate": 1}}, ValueError, r"known settings \(got '\.\*'\)"),
+        (
+            {1: {"rate": 0.1}},
+            TypeError,
+            r"'config' must have strings as keys \(got 1\). Write settings, as \{'rate': 0.1\}, or",
+        ),
+        ({".*": {None: 0.1}}, TypeError, r"'config' must have strings as keys \(got None\)"),
+        ({"rate": 0.1, ("a",): 1}, TypeError, r"'config' must have strings as keys \(got \('a',\)\)"),
         ({"rate": 2}, ValueError, r"'rate' must lie in \(0, 1\]"),
         ({"rate": "0.1"}, TypeError, "'rate' must be a number"),
         ({"sketch": "countsketch"}, ValueError, "'sketch' must be a known name"),
