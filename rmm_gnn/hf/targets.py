@@ -42,8 +42,9 @@ def select(
     Args:
         layers: All modules of the model by name.
         convertible: Those of them that are linear layers which can be converted.
-        target_modules: What to choose: "all-linear", a regular expression for whole names, or ends of names.
-        exclude: What to leave out: the same kinds, or "output-head".
+        target_modules: What to choose: "all-linear", also alone in a list; a regular expression for whole names; or
+            ends of names.
+        exclude: What to leave out: a regular expression, ends of names, or "output-head".  None and no names are one.
         excludable: Names besides ``convertible`` that ``exclude`` may be about.
 
     Raises:
@@ -51,8 +52,11 @@ def select(
         ValueError: If a pattern is invalid, something matches nothing, or a layer that is asked for by name cannot be
             converted.
     """
+    if exclude is not None and not isinstance(exclude, str) and isinstance(exclude, Iterable):
+        exclude = list(exclude) or None
     excluded = set() if exclude is None else _excluded(layers, [*convertible, *excludable], exclude)
-    if _checked("target_modules", target_modules) == ALL_LINEAR:
+    target_modules = _checked("target_modules", target_modules)
+    if target_modules in (ALL_LINEAR, [ALL_LINEAR]):
         asked = list(convertible)
     else:
         asked = _asked(layers, convertible, target_modules, excluded)

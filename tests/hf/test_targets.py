@@ -54,6 +54,12 @@ class TestSelection:
         assert chosen(exclude=["layer.0"]) == {name for name in everything if not name.startswith(BLOCK)}
         assert chosen(exclude=["output-head", "pooler"]) == everything - {"classifier", "bert.pooler.dense"}
 
+    def test_no_names_exclude_nothing_and_all_linear_may_stand_in_a_list(self):
+        assert chosen() == chosen(exclude=[]) == chosen(exclude=iter(())) == chosen(["all-linear"])
+        assert chosen(["all-linear"], ["query"]) == chosen(exclude=["query"])
+        with pytest.raises(TypeError, match=r"'target_modules' must be a string or a list of strings \(got \[\]\)"):
+            chosen([])
+
     def test_exclude_is_stronger_than_target_modules(self):
         assert chosen(["query", "classifier"], "output-head") == chosen(["query"])
 
@@ -247,7 +253,7 @@ class TestPatternsThatDoNotFit:
     def test_kinds(self, given):
         with pytest.raises(TypeError, match=r"'target_modules' must be a string or a list of strings"):
             chosen(given)
-        if given is not None:
+        if given:
             with pytest.raises(TypeError, match=r"'exclude' must be a string or a list of strings"):
                 chosen(exclude=given)
 
