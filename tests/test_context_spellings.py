@@ -50,6 +50,18 @@ def test_batch_norm_keeps_a_share_of_the_rows_and_layer_norm_all(name):
         assert sum(kept_storages(saved, besides=[gamma, beta]).values()) == rows * (WIDTH // 4 + 4) + rest
 
 
+@pytest.mark.parametrize("function", [F.rms_norm, torch.rms_norm])
+def test_rms_norm_keeps_two_bits_and_returns_torchs_values(function):
+    gamma = torch.rand(WIDTH, requires_grad=True)
+    x = torch.randn(ROWS, WIDTH, requires_grad=True)
+    with compress_activations(RMMConfig(norm_codec="int2")), saved_tensors() as saved:
+        out = function(x, (WIDTH,), gamma, 1e-6)
+    torch.testing.assert_close(out, F.rms_norm(x, (WIDTH,), gamma, 1e-6))
+    assert sum(kept_storages(saved, besides=[gamma]).values()) == ROWS * (WIDTH // 4 + 4) + 4 * ROWS
+    out.sum().backward()
+    assert x.grad is not None
+
+
 def test_dropout_keeps_a_seed():
     x = torch.ones(ROWS, WIDTH, requires_grad=True)
     with compress_activations(), saved_tensors() as saved:

@@ -174,6 +174,14 @@ def _layer_norm(
     return lean.layer_norm(input, normalized_shape, weight, bias, eps, codec=this.config.norm_codec)
 
 
+def _rms_norm(
+    this: ForwardPass, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    if not _is_dense(input):
+        return NotImplemented
+    return lean.rms_norm(input, normalized_shape, weight, eps, codec=this.config.norm_codec)
+
+
 def _gelu(this: ForwardPass, input: Tensor, *, approximate: str = "none") -> Tensor:
     known = _is_dense(input) and approximate in ("none", "tanh")
     return lean.gelu(input, approximate, codec=this.config.act_codec) if known else NotImplemented
@@ -214,6 +222,8 @@ HANDLERS: dict[Any, Handler] = {
     torch.batch_norm: _torch_batch_norm,
     F.layer_norm: _layer_norm,
     torch.layer_norm: _torch_layer_norm,
+    F.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
     F.gelu: _gelu,
     F.silu: _silu,
     F.elu: _elu,

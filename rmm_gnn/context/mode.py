@@ -38,8 +38,8 @@ class compress_activations(TorchFunctionMode):
     ``F.relu``, ``torch.relu``, ``Tensor.relu``,          one bit for every entry
     ``F.leaky_relu`` and their in-place forms
     ``F.dropout``, ``torch.dropout``                      a seed
-    ``batch_norm``, ``layer_norm`` of ``F`` or ``torch``  the normalised input in ``config.norm_codec``; with a
-                                                          ``config.norm_rate``, ``batch_norm`` a sketch of it
+    ``batch_norm``, ``layer_norm``, ``rms_norm`` of       the normalised input in ``config.norm_codec``; with a
+    ``F`` or ``torch``                                    ``config.norm_rate``, ``batch_norm`` a sketch of it
     ``F.gelu``, ``F.silu``, ``F.elu``                     the derivative in ``config.act_codec``
     ====================================================  =========================================================
 
