@@ -6,7 +6,9 @@ With `--fail-on-skip` any other skip fails the run: a skipped test proves nothin
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -81,3 +83,16 @@ def fixed_seed() -> None:
     torch = sys.modules.get("torch")
     if hasattr(torch, "manual_seed"):  # a test of this file stands in another one
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _thaw() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_heap(_thaw: None) -> None:
+    """Memory reports, and so plans, collect garbage: what is there when a module begins need not be searched again."""
+    gc.collect()
+    gc.freeze()

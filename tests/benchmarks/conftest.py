@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import gzip
 import socket
 from collections.abc import Callable
@@ -19,15 +18,6 @@ from benchmarks.harness.run_config import RunConfig
 
 NUM_NODES = 60
 MIB = 2**20
-
-
-@pytest.fixture(autouse=True, scope="package")
-def quick_collections():
-    """Every measured run collects garbage; what was imported before need not be searched each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

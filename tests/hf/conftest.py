@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import pytest
 
 from tests.nn.recording import one_thread
-
-
-@pytest.fixture(scope="package", autouse=True)
-def a_small_heap() -> Iterator[None]:
-    """Every ``Trainer`` and every memory report collects garbage, of which all that was imported is none."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
