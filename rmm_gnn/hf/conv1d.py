@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from rmm_gnn.config import RMMConfig, resolve_config
-from rmm_gnn.nn._training import training_linear
-from rmm_gnn.row_masks import CurrentRowMask
-from rmm_gnn.sharing import SharedSketches
+from rmm_gnn.nn._training import SketchingLayer, training_linear
 from rmm_gnn.sketches import Sketch
 
 try:
@@ -21,7 +19,7 @@ except ImportError as error:
     ) from error
 
 
-class RMMConv1D(Conv1D):
+class RMMConv1D(SketchingLayer, Conv1D):
     r"""``transformers.pytorch_utils.Conv1D`` that keeps a sketch of its input for the weight gradient.
 
     .. math::
@@ -53,9 +51,6 @@ class RMMConv1D(Conv1D):
     """
 
     stands_for: ClassVar[type[torch.nn.Module]] = Conv1D
-    config: RMMConfig
-    sketches: SharedSketches | None = None
-    row_masks: CurrentRowMask | None = None
 
     def __init__(
         self,
@@ -72,17 +67,7 @@ class RMMConv1D(Conv1D):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.weight.requires_grad):
             return super().forward(x)
-        return training_linear(
-            x,
-            self.weight.t(),
-            self.bias,
-            config=self.config,
-            training=True,
-            parameter=self.weight,
-            layer=self,
-            sketches=self.sketches,
-            row_mask=None if self.row_masks is None else self.row_masks.of(x),
-        )
+        return training_linear(self, x, self.weight.t(), self.bias, parameter=self.weight)
 
     def __repr__(self) -> str:
         return f"RMMConv1D(nf={self.nf}, nx={self.nx}, {self.config.extra_repr()})"

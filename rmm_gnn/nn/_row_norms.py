@@ -10,7 +10,6 @@ import weakref
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.sketches.sampled_rows import row_norms_of
@@ -25,7 +24,7 @@ def are_held_for(config: RMMConfig) -> bool:
     return config.family.reads_row_norms and not torch.compiler.is_compiling()
 
 
-def of_the_step_before(layer: Module, x: Tensor) -> Tensor | None:  # [*, N] -> [B]
+def of_the_step_before(layer: object, x: Tensor) -> Tensor | None:  # [*, N] -> [B]
     """Return the norms of the latest gradient of ``layer``'s output if it had the rows of ``x``, else None.
 
     A forward pass within a backward pass recomputes a checkpointed block.  It finds what the first pass found, also
@@ -40,7 +39,7 @@ def of_the_step_before(layer: Module, x: Tensor) -> Tensor | None:  # [*, N] -> 
     return norms
 
 
-def note(layer: Module, out: Tensor, workspace_bytes: int) -> None:  # [*, M]
+def note(layer: object, out: Tensor, workspace_bytes: int) -> None:  # [*, M]
     """Have backward write the norms of the rows of ``out``'s gradient into ``layer``: 2 bytes a row."""
     if not out.requires_grad:
         return
@@ -57,7 +56,7 @@ def note(layer: Module, out: Tensor, workspace_bytes: int) -> None:  # [*, M]
     out.register_hook(write)
 
 
-def forget(layer: Module) -> None:
+def forget(layer: object) -> None:
     """Drop the norms, of a layer that is another one from here on."""
     for name in (_READ, _WRITTEN):
         layer.__dict__.pop(name, None)

@@ -10,12 +10,12 @@ from torch.nn import Parameter
 from rmm_gnn.config import RMMConfig, resolve_config
 from rmm_gnn.functional import anchored_linear, shared_input_linear
 from rmm_gnn.nn._open_gcn2_conv import OpenGCN2Conv
-from rmm_gnn.nn._training import training_linear
+from rmm_gnn.nn._training import SketchingLayer, training_linear
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sketches import Sketch
 
 
-class RMMGCN2Conv(OpenGCN2Conv):
+class RMMGCN2Conv(SketchingLayer, OpenGCN2Conv):
     r"""``torch_geometric.nn.GCN2Conv`` that keeps a sketch of the propagated features for the weight gradient.
 
     .. math::
@@ -68,8 +68,6 @@ class RMMGCN2Conv(OpenGCN2Conv):
         RMMGCN2Conv(16, alpha=0.1, beta=1.0, rate=0.1)
     """
 
-    config: RMMConfig
-
     def __init__(
         self,
         channels: int,
@@ -98,9 +96,7 @@ class RMMGCN2Conv(OpenGCN2Conv):
         )
 
     def _product(self, h: Tensor, weight: Parameter) -> Tensor:
-        return training_linear(
-            h, self._matrix(weight), None, config=self.config, training=True, parameter=weight, layer=self
-        )
+        return training_linear(self, h, self._matrix(weight), None, parameter=weight)
 
     def _product_of_x_0(self, x_0: Tensor, weight: Parameter) -> Tensor:
         return shared_input_linear(x_0, self._matrix(weight), scale=self.alpha, codec=self.config.x0_codec)

@@ -6,12 +6,11 @@ from torch import Tensor
 from torch_geometric.nn import Linear
 
 from rmm_gnn.config import RMMConfig, resolve_config
-from rmm_gnn.nn._training import training_linear
-from rmm_gnn.sharing import SharedSketches
+from rmm_gnn.nn._training import SketchingLayer, training_linear
 from rmm_gnn.sketches import Sketch
 
 
-class RMMLinear(Linear):
+class RMMLinear(SketchingLayer, Linear):
     r"""``torch_geometric.nn.Linear`` that keeps a sketch of its input for the weight gradient.
 
     .. math::
@@ -45,10 +44,6 @@ class RMMLinear(Linear):
         RMMLinear(16, 32, bias=True, rate=0.1)
     """
 
-    config: RMMConfig
-    # Where layers that read one tensor find each other's sketch; every layer makes its own where this is None.
-    sketches: SharedSketches | None = None
-
     def __init__(
         self,
         in_channels: int,
@@ -65,16 +60,7 @@ class RMMLinear(Linear):
         self.config = resolve_config(config, rate=rate, sketch=sketch, positional=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return training_linear(
-            x,
-            self.weight,
-            self.bias,
-            config=self.config,
-            training=self.training,
-            parameter=self.weight,
-            layer=self,
-            sketches=self.sketches,
-        )
+        return training_linear(self, x, self.weight, self.bias, parameter=self.weight)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, {self.config.extra_repr()})"

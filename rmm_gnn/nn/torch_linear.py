@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from rmm_gnn.config import RMMConfig, resolve_config
-from rmm_gnn.nn._training import training_linear
-from rmm_gnn.row_masks import CurrentRowMask
-from rmm_gnn.sharing import SharedSketches
+from rmm_gnn.nn._training import SketchingLayer, training_linear
 from rmm_gnn.sketches import Sketch
 
 
-class RMMTorchLinear(torch.nn.Linear):
+class RMMTorchLinear(SketchingLayer, torch.nn.Linear):
     r"""``torch.nn.Linear`` that keeps a sketch of its input for the weight gradient.
 
     .. math::
@@ -46,12 +44,6 @@ class RMMTorchLinear(torch.nn.Linear):
         RMMTorchLinear(in_features=16, out_features=32, bias=True, rate=0.1)
     """
 
-    config: RMMConfig
-    # Where layers that read one tensor find each other's sketch; every layer makes its own where this is None.
-    sketches: SharedSketches | None = None
-    # Which rows are sketched; all where this is None.
-    row_masks: CurrentRowMask | None = None
-
     def __init__(
         self,
         in_features: int,
@@ -78,17 +70,7 @@ class RMMTorchLinear(torch.nn.Linear):
         return layer.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        return training_linear(
-            input,
-            self.weight,
-            self.bias,
-            config=self.config,
-            training=self.training,
-            parameter=self.weight,
-            layer=self,
-            sketches=self.sketches,
-            row_mask=None if self.row_masks is None else self.row_masks.of(input),
-        )
+        return training_linear(self, input, self.weight, self.bias, parameter=self.weight)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.config.extra_repr()}"
