@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from rmm_gnn.autograd.double_backward import refuse_double_backward
+from rmm_gnn.autograd.row_norm import TILE_BYTES, row_norm_backward
 from rmm_gnn.codecs import get_codec, row_tiles
 from rmm_gnn.kernels.reference import accumulation_dtype
 
 _SEEDED = (torch.Tag.nondeterministic_seeded,)
-_TILE_BYTES = 1 << 20
 
 
 @torch.library.custom_op("rmm_gnn::layer_norm", mutates_args=(), tags=_SEEDED)
@@ -47,7 +47,7 @@ def layer_norm_op(
         rows = x.reshape(-1, columns)
         mean = mean.reshape(-1, 1).to(dtype)
         payload = get_codec(codec).empty(rows.shape[0], columns, x.dtype, x.device)
-        for start, stop in row_tiles(rows.shape[0], columns, _TILE_BYTES, dtype.itemsize):
+        for start, stop in row_tiles(rows.shape[0], columns, TILE_BYTES, dtype.itemsize):
             block = rows[start:stop].to(dtype).sub(mean[start:stop]).mul_(kept[0][start:stop].unsqueeze(1))
             get_codec(codec).encode(block, payload, start, seed)
         kept += payload
@@ -85,27 +85,16 @@ def layer_norm_backward_op(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x and beta (empty where not needed) and gamma (0 where the input was not kept)."""
-    dtype, columns = accumulation_dtype(grad_output.dtype), prod(normalized_shape)
-    inv_std, payload = kept[0], list(kept[1:])
-    grads = grad_output.reshape(-1, columns)
-    gamma = None if weight is None else weight.reshape(-1).to(dtype)
-    grad_x = torch.empty_like(grads) if needs_x else grads.new_empty(0)
-    grad_weight = grads.new_zeros(columns, dtype=dtype)
+    columns = prod(normalized_shape)
+    dtype, grads = accumulation_dtype(grad_output.dtype), grad_output.reshape(-1, columns)
+    # Tiles bound what a low type takes for sums in the accumulation type.
     grad_bias = grads.new_zeros(columns if needs_bias else 0, dtype=dtype)
-    for start, stop in row_tiles(grads.shape[0], columns, _TILE_BYTES, dtype.itemsize):
-        block = grads[start:stop].to(dtype)
-        if needs_bias:
-            grad_bias += block.sum(0)
-        if not payload:
-            continue
-        normalized = get_codec(codec).decode(payload, start, stop, columns, dtype)
-        products = block * normalized
-        grad_weight += products.sum(0)
-        if needs_x:
-            if gamma is not None:
-                block, products = block * gamma, products.mul_(gamma)
-            rest = torch.addcmul(block.mean(1, keepdim=True), normalized, products.mean(1, keepdim=True))
-            grad_x[start:stop] = (block - rest).mul_(inv_std[start:stop].unsqueeze(1))
+    if needs_bias:
+        for start, stop in row_tiles(grads.shape[0], columns, TILE_BYTES, dtype.itemsize):
+            grad_bias += grads[start:stop].to(dtype).sum(0)
+    if len(kept) == 1:  # the input was not kept
+        return grads.new_empty(0), grads.new_zeros(columns, dtype=dtype), grad_bias
+    grad_x, grad_weight = row_norm_backward(grads, weight, list(kept), codec, centred=True, needs_x=needs_x)
     return grad_x.view(grad_output.shape) if needs_x else grad_x, grad_weight, grad_bias
 
 

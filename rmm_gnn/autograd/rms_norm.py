@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from rmm_gnn.autograd.double_backward import refuse_double_backward
+from rmm_gnn.autograd.row_norm import TILE_BYTES, row_norm_backward
 from rmm_gnn.codecs import get_codec, row_tiles
 from rmm_gnn.kernels.reference import accumulation_dtype
 
 _SEEDED = (torch.Tag.nondeterministic_seeded,)
-_TILE_BYTES = 1 << 20
 
 
 @torch.library.custom_op("rmm_gnn::rms_norm", mutates_args=(), tags=_SEEDED)
@@ -45,7 +45,7 @@ def rms_norm_op(
     out_rows = out.view(-1, columns)
     inv_rms = rows.new_empty(rows.shape[0], dtype=dtype)
     payload = get_codec(codec).empty(rows.shape[0], columns, x.dtype, x.device)
-    for start, stop in row_tiles(rows.shape[0], columns, _TILE_BYTES, dtype.itemsize):
+    for start, stop in row_tiles(rows.shape[0], columns, TILE_BYTES, dtype.itemsize):
         block = rows[start:stop].to(dtype, copy=True)
         scale = block.square().mean(1, keepdim=True).add_(eps).rsqrt_()
         block.mul_(scale)
@@ -75,22 +75,8 @@ def rms_norm_backward_op(
     needs_x: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (empty where not needed) and gamma."""
-    dtype, columns = accumulation_dtype(grad_output.dtype), prod(normalized_shape)
-    inv_rms, payload = kept[0], list(kept[1:])
-    grads = grad_output.reshape(-1, columns)
-    gamma = None if weight is None else weight.reshape(-1).to(dtype)
-    grad_x = torch.empty_like(grads, memory_format=torch.contiguous_format) if needs_x else grads.new_empty(0)
-    grad_weight = grads.new_zeros(columns, dtype=dtype)
-    for start, stop in row_tiles(grads.shape[0], columns, _TILE_BYTES, dtype.itemsize):
-        block = grads[start:stop].to(dtype)
-        normalized = get_codec(codec).decode(payload, start, stop, columns, dtype)
-        products = block * normalized
-        grad_weight += products.sum(0)
-        if needs_x:
-            if gamma is not None:
-                block, products = block * gamma, products.mul_(gamma)
-            rest = normalized.mul_(products.mean(1, keepdim=True))
-            grad_x[start:stop] = (block - rest).mul_(inv_rms[start:stop].unsqueeze(1))
+    grads = grad_output.reshape(-1, prod(normalized_shape))
+    grad_x, grad_weight = row_norm_backward(grads, weight, list(kept), codec, centred=False, needs_x=needs_x)
     return grad_x.view(grad_output.shape) if needs_x else grad_x, grad_weight
 
 
