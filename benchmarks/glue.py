@@ -15,7 +15,7 @@ from pathlib import Path
 # First on the path, so that the script runs from a checkout whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.script import guarded
 from benchmarks.text.cli import parse
 
 
@@ -28,18 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 2 for something the user can put right, 130 after Ctrl-C.
     """
-    try:
+
+    def work() -> int:
         sweep = parse(argv, str(__doc__).split("\n\n")[0])
         # Imported late: torch and transformers take seconds, which --help should not.
         from benchmarks.text.sweep import run_sweep
 
         return run_sweep(sweep)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted before the first run.", file=sys.stderr)
-        return 130
+
+    return guarded(work, "Interrupted before the first run.")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness.cli import parse
-from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.script import guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,18 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 2 for something the user can put right, 130 after Ctrl-C.
     """
-    try:
+
+    def work() -> int:
         sweep = parse(argv, str(__doc__).split("\n\n")[0])
         # Imported late: torch and PyG take seconds, which --help should not.
         from benchmarks.harness.sweep import run_sweep
 
         return run_sweep(sweep)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted before the first run.", file=sys.stderr)
-        return 130
+
+    return guarded(work, "Interrupted before the first run.")
 
 
 if __name__ == "__main__":

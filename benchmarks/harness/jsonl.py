@@ -64,6 +64,28 @@ def read_lines(folder: Path, schema: int | str) -> list[dict[str, Any]]:
     return records
 
 
+def finished_runs(folder: Path, schema: int | str, *, resume: bool) -> dict[str, dict[str, Any]]:
+    """The records in a folder for results, by key: what need not be run again.
+
+    Args:
+        folder: May not exist.
+        schema: As for `read_lines`.
+        resume: Whether there may be any.
+
+    Raises:
+        BenchmarkError: When it is no folder, or holds records and `resume` is not given, or as `read_lines` does.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BenchmarkError(f"'out' must be a folder (got the file '{folder}'). Choose another --out.")
+    records = read_lines(folder, schema)
+    if records and not resume:
+        raise BenchmarkError(
+            f"'{folder / FILE}' already holds {len(records)} finished runs. Add --resume to continue "
+            "there, or choose another --out."
+        )
+    return {record["key"]: record for record in records}
+
+
 def _drop_torn_line(file: Any) -> None:
     """Cut what follows the last newline, or the next record would be glued to it."""
     file.seek(0)

@@ -8,7 +8,6 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch_geometric.nn import MessagePassing
+
+from rmm_gnn.diagnostics.process_peak import reset_high_water_mark, status_bytes
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class PeakMemory:
         self._start_bytes: int | None = None
         if device.type == "cuda":
             self.definition = "largest torch.cuda.max_memory_allocated, data and parameters included"
-        elif self._reset():
+        elif reset_high_water_mark():
             self.definition = "rise of the process's resident set over the run (VmHWM)"
         else:
             self.definition = "not available on this system"
@@ -151,7 +152,7 @@ class PeakMemory:
             return
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # so that pages freed by the run before count again
-        self._start_bytes = status_bytes("VmRSS") if self._reset() else None
+        self._start_bytes = status_bytes("VmRSS") if reset_high_water_mark() else None
 
     def read_bytes(self) -> int | None:
         """The peak since `start`, or None where it cannot be had."""
@@ -161,25 +162,6 @@ class PeakMemory:
         if self._start_bytes is None or peak is None:
             return None
         return max(0, peak - self._start_bytes)
-
-    @staticmethod
-    def _reset() -> bool:
-        """Set the kernel's high-water mark to the present size (Linux)."""
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return False
-        return status_bytes("VmHWM") is not None
-
-
-def status_bytes(field: str) -> int | None:
-    """What the system says of this process's memory, such as its resident set (``VmRSS``); None where it does not."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line for line in lines if line.startswith(f"{field}:")]
-    return int(found[0].split()[1]) * 1024 if found else None
 
 
 @contextlib.contextmanager

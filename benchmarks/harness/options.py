@@ -12,6 +12,31 @@ def option(default: Any, help: str, **parser: Any) -> Any:
     return field(default=default, metadata={"help": help, "parser": parser})
 
 
+def parser_for(options: type, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A parser whose namespace holds only what was given, so that presets can fill the rest.
+
+    Args:
+        options: Dataclass with a flag a field.
+        description: First paragraph of ``--help``.
+        epilog: Its last one, line breaks kept.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_options(parser, options)
+    return parser
+
+
+def flags(preset: dict[str, Any]) -> str:
+    """A preset as it would be written on the command line; a switch that is on stands for itself."""
+    return " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {words(value)}") for name, value in preset.items()
+    )
+
+
 def add_options(parser: argparse.ArgumentParser, options: type) -> None:
     """One flag per field of the dataclass `options`; the namespace will hold only what was given.
 

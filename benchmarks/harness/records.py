@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import accounting
 from benchmarks.harness.accounting import Block
 from benchmarks.harness.datasets.base import NodeDataset
-from benchmarks.harness.jsonl import FILE, append_record, read_lines
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.train import TrainResult
-
-__all__ = ["FILE", "SCHEMA", "append_record", "make_record", "read_records"]
 
 SCHEMA = 3
 
@@ -61,8 +57,3 @@ def _theory(run: RunConfig) -> dict[str, float | None]:
     block = Block(run.hidden, run.layers, run.shared_weights, dropout=run.dropout > 0)
     kept, stock = METHODS[run.method].theory(block, run), accounting.stock(block)
     return {"bytes_per_node_layer": kept, "stock_bytes_per_node_layer": stock, "ratio": stock / kept if kept else None}
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs in a folder, as `jsonl.read_lines` reads them."""
-    return read_lines(folder, SCHEMA)

@@ -12,9 +12,10 @@ from benchmarks.harness.config import Sweep
 from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.frontier import plot_frontier
+from benchmarks.harness.jsonl import FILE, append_record, finished_runs
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.plots import plot_accuracy, plot_noise
-from benchmarks.harness.records import FILE, append_record, make_record, read_records
+from benchmarks.harness.records import SCHEMA, make_record
 from benchmarks.harness.report import format_report
 from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.train import train
@@ -45,18 +46,11 @@ def run_sweep(sweep: Sweep) -> int:
         except (TypeError, ValueError) as error:
             raise BenchmarkError(str(error)) from error
     out = sweep.out_dir()
-    if out.exists() and not out.is_dir():
-        raise BenchmarkError(f"'out' must be a folder (got the file '{out}'). Choose another --out.")
-    if (found := read_records(out)) and not sweep.resume:
-        raise BenchmarkError(
-            f"'{out / FILE}' already holds {len(found)} finished runs. Add --resume to continue "
-            "there, or choose another --out."
-        )
+    done = finished_runs(out, SCHEMA, resume=sweep.resume)
     if sweep.threads is not None:
         torch.set_num_threads(sweep.threads)
     dataset = datasets.load(sweep.dataset, sweep.root, sweep.download)
     runs = sweep.expand(dataset.fingerprint, str(device))
-    done = {record["key"]: record for record in found}
     todo = [run for run in runs if run.key not in done]
     if sweep.resume:
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are recorded in {out}.", file=sys.stderr)

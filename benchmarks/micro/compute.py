@@ -12,7 +12,6 @@ table.md, compute.json and compute.png into --out.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -33,6 +32,7 @@ from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.frontier import pareto_front
 from benchmarks.harness.measure import stopwatch
 from benchmarks.harness.methods import parse_sketch
+from benchmarks.harness.script import parser_of
 from benchmarks.micro.captured import Captured, capture
 from benchmarks.micro.noise import FAMILIES_OF_ROWS, measure
 from rmm_gnn import RMMConfig, draw_seed
@@ -155,9 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for something the user can put right.
     """
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--dataset", default="ogbn-arxiv", help="as in benchmarks/ogbn_arxiv.py")
     parser.add_argument("--root", default="data", help="folder with the data sets")
     parser.add_argument("--layers", type=int, default=6, help="GCN2 convolutions; the last one is looked at")

@@ -13,7 +13,6 @@ forming the gradient in backward, over that of the exact product.  Writes table.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.measure import stopwatch
+from benchmarks.harness.script import parser_of
 from benchmarks.micro.captured_text import CapturedLayer, capture_layers
 from benchmarks.text.data import encode, load
 from benchmarks.text.models import open_model
@@ -164,9 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for something the user can put right.
     """
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--data-dir", help="folder with GLUE's TSV files; made-up sentences without")
     parser.add_argument("--task", default="mrpc", choices=sorted(TASKS), help="what to train on")
     parser.add_argument("--model", default="tiny", help="tiny, a folder or a hub name")

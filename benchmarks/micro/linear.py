@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.measure import measure_saved_bytes, stopwatch
+from benchmarks.harness.script import parser_of
 from rmm_gnn import RMMConfig, rmm_linear
 
 EXACT = "torch.nn.Linear"
@@ -114,9 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for something the user can put right.
     """
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", type=int, default=169343, help="B")
     parser.add_argument("--columns", type=int, default=256, help="N, features in")
     parser.add_argument("--outputs", type=int, default=256, help="M, features out")

@@ -13,7 +13,6 @@ are none.  Writes table.md, noise.json and noise.png into --out.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -32,6 +31,7 @@ from benchmarks.harness import environment
 from benchmarks.harness.datasets import load
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.methods import parse_sketch
+from benchmarks.harness.script import parser_of
 from benchmarks.micro.captured import Captured, capture
 from rmm_gnn import RMMConfig
 from rmm_gnn.anchor import fit_anchor, residual
@@ -199,9 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for something the user can put right.
     """
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--dataset", default="ogbn-arxiv", help="as in benchmarks/ogbn_arxiv.py")
     parser.add_argument("--root", default="data", help="folder with the data sets")
     parser.add_argument("--layers", type=int, default=6, help="GCN2 convolutions")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.script import parser_of
 from rmm_gnn import NoiseLR, RMMConfig, convert_to_rmm
 
 METHODS = ("exact", "fixed", "NoiseLR")
@@ -84,9 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for something the user can put right.
     """
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="sgd", help="what the rate is for")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.05, 0.2, 0.5, 1.0], help="base rates")
     parser.add_argument("--rate", type=float, default=0.05, help="share of rows kept")

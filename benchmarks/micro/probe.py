@@ -10,7 +10,6 @@ medians, and what that makes of a whole run when one step of twenty is watched.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -30,6 +29,7 @@ from benchmarks.harness.datasets import load
 from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.measure import stopwatch
+from benchmarks.harness.script import parser_of
 from benchmarks.harness.task import Task
 from benchmarks.harness.train import build_model
 from rmm_gnn import GradientProbe
@@ -69,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for something the user can put right.
     """
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--dataset", default="ogbn-arxiv", help="as in benchmarks/ogbn_arxiv.py")
     parser.add_argument("--root", default="data", help="folder with the data sets")
     parser.add_argument("--layers", type=int, default=8, help="GCN2 convolutions")

@@ -9,7 +9,6 @@ The graph is the data set's, the features are random numbers of the models' widt
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch_geometric.nn import GAT, GCN, GraphSAGE
 from benchmarks.harness import environment
 from benchmarks.harness.datasets import load
 from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.script import parser_of
 from rmm_gnn import RMMConfig, compress_activations, memory_report
 
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -74,9 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for something the user can put right.
     """
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--dataset", default="ogbn-arxiv", help="as in benchmarks/ogbn_arxiv.py")
     parser.add_argument("--root", default="data", help="folder with the data sets")
     parser.add_argument("--width", type=int, default=256, help="channels")

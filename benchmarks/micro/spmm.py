@@ -11,7 +11,6 @@ installed.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from benchmarks.harness.datasets import load
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.measure import measure_saved_bytes, stopwatch
 from benchmarks.harness.propagation import symmetric_spmm
+from benchmarks.harness.script import parser_of
 
 OURS = "symmetric_spmm"
 Product = Callable[[Tensor], Tensor]
@@ -126,9 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for something the user can put right.
     """
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--dataset", default="ogbn-arxiv", help="as in benchmarks/ogbn_arxiv.py")
     parser.add_argument("--root", default="data", help="folder with the data sets")
     parser.add_argument("--width", type=int, nargs="+", default=[64, 256], help="channels")

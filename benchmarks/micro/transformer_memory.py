@@ -10,7 +10,6 @@ Weights and tokens are random: bytes depend on neither.  Every row is a model of
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -31,6 +30,7 @@ from tqdm import tqdm
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.measure import stopwatch
+from benchmarks.harness.script import parser_of
 from rmm_gnn import MemoryReport, RMMConfig, memory_report
 
 ATTENTION = "scaled_dot_product_attention"
@@ -211,9 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for something the user can put right.
     """
-    parser = argparse.ArgumentParser(
-        description=str(__doc__).split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--batch", type=int, default=Shape.batch, help="sequences")
     parser.add_argument("--length", type=int, default=Shape.length, help="tokens a sequence")
     parser.add_argument("--layers", type=int, default=Shape.layers, help="transformer blocks")
@@ -264,16 +262,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         headings.append("time / exact")
         body = [[*cells, ratio] for cells, ratio in zip(body, ratios(seconds), strict=True)]
     headers, lines = by_operator(reports)
+    notes = [
+        "Saved: bytes of all storages that autograd keeps for backward, parameters and inputs left out. Peak: what the "
+        "allocator gave out in one forward and backward pass, above the start, gradients included.",
+        f"{environment.describe(device)['device']}, {torch.get_num_threads()} threads, torch {torch.__version__}.",
+    ]
+    if arguments.rounds:
+        notes.insert(1, "Time: forward and backward, median over rounds of the ratio within a round, and the range.")
     text = "\n\n".join(
         [
             f"RoBERTa, {shape.layers} blocks of {shape.width}, {shape.batch} sequences of {shape.length} tokens, "
             f"autocast {arguments.autocast}, attention dropout {shape.attention_dropout:g}",
             tabulate(body, headings, tablefmt="github", disable_numparse=True),
             tabulate(lines, headers, tablefmt="github", disable_numparse=True),
-            "Saved: bytes of all storages that autograd keeps for backward, parameters and inputs left out. Peak: what "
-            "the allocator gave out in one forward and backward pass, above the start, gradients included. "
-            "Time: forward and backward, median over rounds of the ratio within a round, and the range. "
-            f"{environment.describe(device)['device']}, {torch.get_num_threads()} threads, torch {torch.__version__}.",
+            " ".join(notes),
         ]
     )
     print(text)

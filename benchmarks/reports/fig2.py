@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.script import guarded
 from benchmarks.reports import notes, paper
 from benchmarks.reports.figures import panels
 from benchmarks.reports.measured import check_positive, complete, parser, prepare, sketch_note
 from benchmarks.reports.page import Page, table
 from benchmarks.reports.rows import EXACT, Row
-from benchmarks.reports.run import finish, guarded
+from benchmarks.reports.run import INTERRUPTED, finish
 from benchmarks.reports.workload import TINY, Workload
 
 NAME = "fig2"
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finish(page(_measure(given, rows, device)), given.out, NAME, arguments)
         return 0
 
-    return guarded(work)
+    return guarded(work, INTERRUPTED)
 
 
 def _measure(given: argparse.Namespace, rows: Sequence[Row], device: Any) -> list[Record]:

@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.jsonl import read_lines
+from benchmarks.harness.script import guarded
 from benchmarks.reports.page import Page, write
 from benchmarks.reports.rows import Record
 
 Flags = Mapping[str, Sequence[str]]
 
+INTERRUPTED = "Interrupted; the same command goes on with what is missing."
 SMOKE_NOTE = "With --smoke everything is of tiny size and texts are made up: only that the report can be made is shown."
 
 
@@ -64,24 +67,12 @@ def main(report: Report, argv: Sequence[str] | None = None) -> int:
             finish(report.page(read_runs(out)), out, report.name, arguments)
         return code
 
-    return guarded(work)
+    return guarded(work, INTERRUPTED)
 
 
 def default_out(folder: str, *, smoke: bool) -> Path:
     """Where runs and reports go."""
     return Path("runs/reproduce", folder + ("-smoke" if smoke else ""))
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """The exit code of a report's work; what the user can put right is said on standard error."""
-    try:
-        return work()
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on with what is missing.", file=sys.stderr)
-        return 130
 
 
 def finish(page: Page, out: Path, name: str, arguments: Sequence[str]) -> None:
@@ -98,9 +89,9 @@ def read_runs(out: Path) -> list[Record]:
     Raises:
         BenchmarkError: When there are none, or they are not this harness's.
     """
-    from benchmarks.text.records import read_records
+    from benchmarks.text.records import SCHEMA
 
-    records = read_records(out)
+    records = read_lines(out, SCHEMA)
     if not records:
         raise BenchmarkError(f"'out' must hold finished runs (got none in '{out}'). Leave out --report-only.")
     return records

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.script import guarded
 from benchmarks.reports import notes, paper
 from benchmarks.reports.figures import panels
 from benchmarks.reports.measured import check_positive, complete, parser, prepare, sketch_note
 from benchmarks.reports.page import Page, table
 from benchmarks.reports.rows import EXACT, Row
-from benchmarks.reports.run import finish, guarded
+from benchmarks.reports.run import INTERRUPTED, finish
 from benchmarks.reports.scores import number
 from benchmarks.reports.workload import TINY, Workload
 
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finish(page(records), given.out, NAME, arguments)
         return 0
 
-    return guarded(work)
+    return guarded(work, INTERRUPTED)
 
 
 def _workload(task: str, given: argparse.Namespace) -> Workload:

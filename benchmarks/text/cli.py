@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.options import add_options, words
+from benchmarks.harness.options import flags, parser_for
 from benchmarks.text.config import SMOKE, TextSweep, resolve
-
-
-def _flags(preset: dict[str, Any]) -> str:
-    return " ".join(
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {words(value)}") for name, value in preset.items()
-    )
-
 
 _EPILOG = f"""
 Tasks: cola mnli mrpc qnli qqp rte sst2 stsb wnli.
 Flags that are not given take the defaults above, except that
-  --smoke          starts from {_flags(SMOKE)}
+  --smoke          starts from {flags(SMOKE)}
 In --out: records.jsonl (one line per finished run), report.md (the tables), curves.png (losses and scores by step).
 Exit codes: 0 done, 2 something to put right (said on standard error), 130 interrupted (finished runs are
 kept; --resume continues).
 """
-
-
-def build_parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose namespace holds only what was given, so that presets can fill the rest."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_options(parser, TextSweep)
-    return parser
 
 
 def parse(argv: Sequence[str] | None, description: str) -> TextSweep:
@@ -52,7 +31,7 @@ def parse(argv: Sequence[str] | None, description: str) -> TextSweep:
     Raises:
         BenchmarkError: When a value is out of its range.
     """
-    given = vars(build_parser(description).parse_args(argv))
+    given = vars(parser_for(TextSweep, description, _EPILOG).parse_args(argv))
     try:
         return resolve({name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
     except ValueError as error:

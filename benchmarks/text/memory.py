@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness.measure import SavedStorages, status_bytes
+from benchmarks.harness.measure import SavedStorages
+from rmm_gnn.diagnostics.process_peak import status_bytes
 
 Forward = Callable[[dict[str, Tensor]], Tensor]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.jsonl import read_lines
 from benchmarks.text.methods import rmm_config
 from benchmarks.text.run_config import TextRun
 from benchmarks.text.train import Prepared, TrainResult
@@ -36,8 +34,3 @@ def make_record(run: TextRun, data: Prepared, environment: dict[str, Any], resul
         "noise": result.noise,
         "environment": environment,
     }
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs in a folder, as `jsonl.read_lines` reads them."""
-    return read_lines(folder, SCHEMA)

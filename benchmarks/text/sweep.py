@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
-from benchmarks.harness.jsonl import FILE, append_record
+from benchmarks.harness.jsonl import FILE, append_record, finished_runs
 from benchmarks.text import synthetic
 from benchmarks.text.config import TextSweep
 from benchmarks.text.data import encode, load
@@ -22,7 +22,7 @@ from benchmarks.text.methods import rmm_config
 from benchmarks.text.models import ModelSource, open_model
 from benchmarks.text.noise import probed_layer
 from benchmarks.text.plots import plot_curves
-from benchmarks.text.records import make_record, read_records
+from benchmarks.text.records import SCHEMA, make_record
 from benchmarks.text.report import format_report
 from benchmarks.text.run_config import TextRun
 from benchmarks.text.train import Prepared, build_model, train
@@ -53,16 +53,9 @@ def run_sweep(sweep: TextSweep) -> int:
     device = environment.resolve_device(sweep.device)
     _check(sweep, device)
     out = sweep.out_dir()
-    if out.exists() and not out.is_dir():
-        raise BenchmarkError(f"'out' must be a folder (got the file '{out}'). Choose another --out.")
-    if (recorded := read_records(out)) and not sweep.resume:
-        raise BenchmarkError(
-            f"'{out / FILE}' already holds {len(recorded)} finished runs. Add --resume to continue "
-            "there, or choose another --out."
-        )
+    done = finished_runs(out, SCHEMA, resume=sweep.resume)
     if sweep.threads is not None:
         torch.set_num_threads(sweep.threads)
-    done = {record["key"]: record for record in recorded}
     asked: list[tuple[TaskData, ModelSource, list[TextRun]]] = []
     for name, data in _load(sweep).items():
         source = open_model(sweep.model, data, sweep.attention_dropout)

@@ -34,7 +34,7 @@ class ProcessPeak:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._started = True
         else:
-            self._started = self._device.type == "cpu" and _reset_high_water_mark()
+            self._started = self._device.type == "cpu" and reset_high_water_mark()
 
     def read_bytes(self) -> int | None:
         """The peak since ``start``, or None where it cannot be had."""
@@ -42,21 +42,23 @@ class ProcessPeak:
             return None
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        return _high_water_mark()
+        return status_bytes("VmHWM")
 
 
-def _reset_high_water_mark() -> bool:
+def reset_high_water_mark() -> bool:
+    """Set the process's high-water mark to its present size; whether the system (Linux) has one."""
     try:
         _CLEAR.write_text("5")
     except OSError:
         return False
-    return _high_water_mark() is not None
+    return status_bytes("VmHWM") is not None
 
 
-def _high_water_mark() -> int | None:
+def status_bytes(field: str) -> int | None:
+    """What Linux says of this process's memory, such as ``VmRSS`` or ``VmHWM`` [bytes]; None where it does not."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
         return None
-    found = [line for line in lines if line.startswith("VmHWM:")]
+    found = [line for line in lines if line.startswith(f"{field}:")]
     return int(found[0].split()[1]) * 1024 if found else None

@@ -108,7 +108,7 @@ def test_peak_memory_sees_an_allocation():
 
 
 def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(PeakMemory, "_reset", staticmethod(lambda: False))
+    monkeypatch.setattr("benchmarks.harness.measure.reset_high_water_mark", lambda: False)
     peak = PeakMemory(torch.device("cpu"))
     peak.start()
     assert peak.read_bytes() is None and peak.definition == "not available on this system"

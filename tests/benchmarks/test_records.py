@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.records import FILE, SCHEMA, append_record, make_record, read_records
+from benchmarks.harness.jsonl import FILE, append_record, read_lines
+from benchmarks.harness.records import SCHEMA, make_record
 from benchmarks.harness.train import train
 
 
@@ -40,37 +41,37 @@ def test_the_method_s_own_configuration_is_recorded(make_run, tiny):
 
 def test_append_and_read(tmp_path):
     folder = tmp_path / "a" / "b"
-    assert read_records(folder) == []
+    assert read_lines(folder, SCHEMA) == []
     for key in "xyz":
         append_record(folder, {"schema": 3, "key": key})
-    assert [record["key"] for record in read_records(folder)] == ["x", "y", "z"]
+    assert [record["key"] for record in read_lines(folder, SCHEMA)] == ["x", "y", "z"]
 
 
 def test_a_torn_last_line_is_passed_over_and_then_cut_off(tmp_path):
     append_record(tmp_path, {"schema": 3, "key": "x"})
     with open(tmp_path / FILE, "a") as file:
         file.write('{"schema": 3, "key": "y", "curv')
-    assert [record["key"] for record in read_records(tmp_path)] == ["x"]
+    assert [record["key"] for record in read_lines(tmp_path, SCHEMA)] == ["x"]
     append_record(tmp_path, {"schema": 3, "key": "z"})
-    assert [record["key"] for record in read_records(tmp_path)] == ["x", "z"]
+    assert [record["key"] for record in read_lines(tmp_path, SCHEMA)] == ["x", "z"]
 
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
     (tmp_path / FILE).write_text('{"schema": 3}\nnonsense\n{"schema": 3}\n')
     with pytest.raises(BenchmarkError, match="damaged at line 2"):
-        read_records(tmp_path)
+        read_lines(tmp_path, SCHEMA)
 
 
 @pytest.mark.parametrize("schema", [1, 99])
 def test_another_schema_is_an_error(tmp_path, schema):
     append_record(tmp_path, {"schema": schema})
     with pytest.raises(BenchmarkError, match=rf"must have schema 3 \(got {schema}"):
-        read_records(tmp_path)
+        read_lines(tmp_path, SCHEMA)
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
     append_record(tmp_path, {"schema": 3, "loss": [1.0, float("nan"), float("inf")]})
-    assert read_records(tmp_path)[0]["loss"] == [1.0, None, None]
+    assert read_lines(tmp_path, SCHEMA)[0]["loss"] == [1.0, None, None]
 
 
 def test_keys_tell_runs_apart(make_run):

@@ -1,0 +1,33 @@
+"""What every command of the benchmarks does alike: its parser, and what it says where it cannot go on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from benchmarks.harness.errors import BenchmarkError
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the first paragraph of the script's docstring, and defaults."""
+    return argparse.ArgumentParser(
+        description=str(doc).split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def guarded(work: Callable[[], int], interrupted: str) -> int:
+    """The exit code of ``work``: 2 for something the user can put right, which is said on standard error.
+
+    Args:
+        work: Returns the exit code where nothing goes wrong.
+        interrupted: What to say after Ctrl-C, whose exit code is 130.
+    """
+    try:
+        return work()
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
