@@ -19,7 +19,7 @@ Forward = Callable[[dict[str, Tensor]], Tensor]
 
 
 class _AsModule(nn.Module):
-    """A forward pass with its casts and its method's context, as the ledger wants to see it."""
+    """A forward pass with its casts, as the ledger wants to see it."""
 
     def __init__(self, model: nn.Module, forward: Forward, names: list[str]) -> None:
         super().__init__()
