@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rmm_gnn import RMMConfig, compress_activations, convert_to_rmm, memory_report, rmm_linear
 from rmm_gnn.nn import RMMTorchLinear
-from rmm_gnn.nn._training import training_linear
+from rmm_gnn.row_masks import CurrentRowMask
 from rmm_gnn.sharing import KeptOnce
 from tests.nn.recording import assert_unbiased, kept_storages, saved_tensors
 
@@ -31,6 +31,13 @@ def kept(call, *besides: Tensor, row_mask: Tensor | None = MASK) -> int:
     with compress_activations(CONFIG, row_mask=row_mask), saved_tensors() as saved:
         call()
     return sum(kept_storages(saved, besides=[MASK, *besides]).values())
+
+
+def current(mask: Tensor) -> CurrentRowMask:
+    """What layers read as the mask of this forward pass."""
+    row_masks = CurrentRowMask()
+    row_masks.mask = mask
+    return row_masks
 
 
 @pytest.mark.parametrize("layer", [Linear(WIDTH, 5), RMMTorchLinear(WIDTH, 5, config=CONFIG)], ids=["torch", "ours"])
@@ -137,34 +144,20 @@ def test_memory_report_counts_the_mask_once(x):
 
 def test_training_layers_take_a_mask(x):
     layer = convert_to_rmm(Linear(WIDTH, 3), CONFIG)
-
-    def call(training: bool) -> Tensor:
-        return training_linear(
-            x,
-            layer.weight,
-            layer.bias,
-            config=CONFIG,
-            training=training,
-            parameter=layer.weight,
-            layer=layer,
-            row_mask=MASK,
-        )
-
+    layer.row_masks = current(MASK)
     with saved_tensors() as saved:
-        out = call(True)
+        out = layer(x)
     assert sum(kept_storages(saved, besides=[MASK]).values()) == MARKED
-    assert torch.equal(out, call(False)) and torch.equal(out, F.linear(x, layer.weight, layer.bias))
+    assert torch.equal(out, layer.eval()(x)) and torch.equal(out, F.linear(x, layer.weight, layer.bias))
 
 
 def test_norms_of_the_step_before_go_by_all_rows(x):
-    config = RMMConfig(rate=0.5, sketch="importance_sampling")
-    layer = RMMTorchLinear(WIDTH, 3, config=config)
+    layer = RMMTorchLinear(WIDTH, 3, config=RMMConfig(rate=0.5, sketch="importance_sampling"))
+    layer.row_masks = current(MASK)
 
     def step() -> Tensor:
         layer.weight.grad = None
-        out = training_linear(
-            x, layer.weight, None, config=config, training=True, parameter=layer.weight, layer=layer, row_mask=MASK
-        )
+        out = layer(x)
         out[[0, 2, 2], [11, 0, 6]].sum().backward()
         return layer.weight.grad
 
