@@ -12,7 +12,7 @@ from rmm_gnn.seeding import Stream, hash_index, hash_words
 # A smaller domain mixes too slowly under Feistel rounds; tiny permutations walk through a 16 x 16 grid instead.
 # Half of the rounds update either half.
 _MIN_SIDE = 16
-_ROUNDS = 6
+ROUNDS = 6
 
 
 def permutation(seed: Tensor, num_rows: int, start: int = 0, stop: int | None = None) -> Tensor:
@@ -41,8 +41,7 @@ def permutation(seed: Tensor, num_rows: int, start: int = 0, stop: int | None = 
         J. Black and P. Rogaway, *Ciphers with Arbitrary Finite Domains*, CT-RSA 2002 (the grid and the cycle walk).
     """
     stop = num_rows if stop is None else stop
-    side_a = max(_MIN_SIDE, math.isqrt(max(num_rows - 1, 0)) + 1)
-    side_b = max(_MIN_SIDE, -(-num_rows // side_a))
+    side_a, side_b = grid_sides(num_rows)
     excess = side_a * side_b - num_rows
     # Eight times the speed of int64 on a processor with vector instructions.
     dtype = torch.int32 if side_a * side_b < 2**31 else torch.int64
@@ -58,6 +57,12 @@ def permutation(seed: Tensor, num_rows: int, start: int = 0, stop: int | None = 
     return _walk_once(image, outside, num_rows) if excess else image
 
 
+def grid_sides(num_rows: int) -> tuple[int, int]:
+    """Return a >= b of the grid whose cells are permuted: a*b is at least ``num_rows``, and little more."""
+    side_a = max(_MIN_SIDE, math.isqrt(max(num_rows - 1, 0)) + 1)
+    return side_a, max(_MIN_SIDE, -(-num_rows // side_a))
+
+
 def _walk_once(image: Tensor, outside: Tensor, num_rows: int) -> Tensor:
     return torch.where(image < num_rows, image, outside.index_select(0, (image - num_rows).clamp_(min=0)))
 
@@ -65,7 +70,7 @@ def _walk_once(image: Tensor, outside: Tensor, num_rows: int) -> Tensor:
 def _feistel(index: Tensor, side_a: int, side_b: int, seed: Tensor) -> Tensor:
     """Permute cells of the grid Z_a x Z_b, a >= b, numbered row by row."""
     # What each round adds, for every value of the half that it reads: a table beats a hash of each index.
-    round_keys = hash_index(seed, Stream.PERMUTATION, torch.arange(_ROUNDS, device=seed.device))
+    round_keys = hash_index(seed, Stream.PERMUTATION, torch.arange(ROUNDS, device=seed.device))
     words = hash_words(torch.arange(side_a, device=seed.device), round_keys.unsqueeze(1))
     to_left = ((words[0::2] * side_a) >> 32).to(index.dtype)
     to_right = ((words[1::2] * side_b) >> 32).to(index.dtype)

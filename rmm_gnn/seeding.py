@@ -14,9 +14,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
-_GOLDEN = 0x9E3779B9
-_LOW_KEY = 0x243F6A88
-_HIGH_KEY = 0x85A308D3
+# Constants of the hash, which kernels use as well.
+GOLDEN = 0x9E3779B9
+LOW_KEY = 0x243F6A88
+HIGH_KEY = 0x85A308D3
+MULTIPLIER_1 = 0x2C1B3C6D
+MULTIPLIER_2 = 0x297A2D39
 
 
 # A 32-bit key, read on the host (CPU) or left on the device.
@@ -108,10 +111,10 @@ def mix32(word: Tensor) -> Tensor:
         C. Wellons, *Prospecting for Hash Functions* (2018).
     """
     word ^= word >> 15
-    word *= 0x2C1B3C6D
+    word *= MULTIPLIER_1
     word &= _WORD
     word ^= word >> 12
-    word *= 0x297A2D39
+    word *= MULTIPLIER_2
     word &= _WORD
     word ^= word >> 15
     return word
@@ -121,19 +124,19 @@ def stream_key(seed: Tensor, stream: int) -> tuple[Key, Key]:
     """Return the two 32-bit keys of one stream of ``seed``: scalar tensors, or ints where reading it costs nothing."""
     if seed.device.type == "cpu":
         # Forty operations on a scalar tensor would take longer than all else for a small input.
-        first = _mix_int((int(seed) + stream * _GOLDEN) & _WORD)
+        first = _mix_int((int(seed) + stream * GOLDEN) & _WORD)
         second = _mix_int(((int(seed) >> 32) & _WORD) ^ first)
-        return _mix_int(first ^ _LOW_KEY), _mix_int(second ^ _HIGH_KEY)
-    low = mix32(((seed & _WORD) + stream * _GOLDEN) & _WORD)
+        return _mix_int(first ^ LOW_KEY), _mix_int(second ^ HIGH_KEY)
+    low = mix32(((seed & _WORD) + stream * GOLDEN) & _WORD)
     high = mix32(((seed >> 32) & _WORD) ^ low)
     # The keys must not be each other's image under mix32: for a seed below 2^32, high is mix32(low) here, and index 0
     # would hash to 0 whatever the seed.
-    return mix32(low ^ _LOW_KEY), mix32(high ^ _HIGH_KEY)
+    return mix32(low ^ LOW_KEY), mix32(high ^ HIGH_KEY)
 
 
 def _mix_int(word: int) -> int:
-    word = ((word ^ (word >> 15)) * 0x2C1B3C6D) & _WORD
-    word = ((word ^ (word >> 12)) * 0x297A2D39) & _WORD
+    word = ((word ^ (word >> 15)) * MULTIPLIER_1) & _WORD
+    word = ((word ^ (word >> 12)) * MULTIPLIER_2) & _WORD
     return word ^ (word >> 15)
 
 
