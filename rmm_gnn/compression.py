@@ -87,7 +87,7 @@ def compress(
             block.addr_(ones_sketch[start:stop], mean, alpha=-1.0)
         if marks is not None:
             block += marks
-        codec.encode(block, payload, start, seed)
+        codec.encode(block, payload, start, seed, backend=config.backend)
     return CompressedActivation(tuple(payload), mean, state)
 
 
@@ -158,6 +158,6 @@ def weight_grad(
             block += marks
         # The block takes half of the workspace; what is decoded beside it must not follow its height.
         for first, last in row_tiles(stop - start, num_columns, config.workspace_bytes // 4, total.element_size()):
-            rows = codec.decode(payload, start + first, start + last, num_columns, block.dtype)
+            rows = codec.decode(payload, start + first, start + last, num_columns, block.dtype, backend=config.backend)
             total.addmm_(block[first:last].T, rows)
     return total.to(dtype), sums

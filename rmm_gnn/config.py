@@ -35,7 +35,8 @@ class RMMConfig:
             "int4:group_size=64").  The rows of a sketch are larger than those of x by about rate^-1/2, so float16
             overflows that much earlier.
         workspace_bytes: Bound on transient memory in forward and in backward; the families' docstrings list exceptions.
-        backend: "auto", "torch" or "scatter" (bucket sums of ``count_sketch`` through torch-scatter).
+        backend: "auto", "torch", "scatter" (bucket sums of ``count_sketch`` through torch-scatter) or "triton" (kernels
+            for ``count_sketch`` and the codecs of few bits, on a GPU).
         norm_codec: How lean normalisation keeps its normalised input.
         norm_rate: Share of the rows that lean batch normalisation keeps, as a sketch, in ``norm_codec``; 1 keeps the
             rows themselves.  Layer normalisation keeps them all: its statistics are those of a row.
@@ -50,7 +51,7 @@ class RMMConfig:
             exceeds ``max_size``, the family has no implementation on ``backend``, or ``anchor`` is given with a family
             that depends on the data.
         TypeError: If a value is of the wrong type.
-        ImportError: If ``backend="scatter"`` and torch-scatter is not installed.
+        ImportError: If ``backend`` needs torch-scatter or triton and it is not installed.
 
     Example:
         >>> config = RMMConfig(rate=0.1, sketch="count_sketch")

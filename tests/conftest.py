@@ -7,6 +7,7 @@ With `--fail-on-skip` any other skip fails the run: a skipped test proves nothin
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 
@@ -64,6 +65,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--fail-on-skip"):
         config.pluginmanager.register(SkipPolicy(), "skip-policy")
+    if not cuda_is_available():
+        # Read when a kernel is defined, and by Triton's own library when it is imported: before any test.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     # The default expression stands in pyproject.toml. One given on the command line is taken as it is.
     given = any(argument.startswith("-m") for argument in config.invocation_params.args)
     if not given and "not cuda and " in config.option.markexpr and cuda_is_available():

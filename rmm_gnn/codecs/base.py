@@ -32,11 +32,23 @@ class Codec(ABC):
         """Allocate the storage of a [num_rows, num_columns] matrix that came from values of type ``dtype``."""
 
     @abstractmethod
-    def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor) -> None:
-        """Write ``block`` [rows, columns] into ``payload`` from row ``start`` on; ``seed`` serves random rounding."""
+    def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor, *, backend: str = "auto") -> None:
+        """Write ``block`` [rows, columns] into ``payload`` from row ``start`` on; ``seed`` serves random rounding.
+
+        Where a codec has more than one implementation, ``backend`` chooses.
+        """
 
     @abstractmethod
-    def decode(self, payload: list[Tensor], start: int, stop: int, num_columns: int, dtype: torch.dtype) -> Tensor:
+    def decode(
+        self,
+        payload: list[Tensor],
+        start: int,
+        stop: int,
+        num_columns: int,
+        dtype: torch.dtype,
+        *,
+        backend: str = "auto",
+    ) -> Tensor:
         """Return rows [start, stop) of the stored matrix [*, num_columns] as ``dtype``, a tensor of its own or a view.
 
         The caller must not write to it.

@@ -32,10 +32,19 @@ class CastCodec(Codec):
     def empty(self, num_rows: int, num_columns: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
         return [torch.empty(num_rows, num_columns, dtype=self.dtype or dtype, device=device)]
 
-    def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor) -> None:
+    def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor, *, backend: str = "auto") -> None:
         payload[0][start : start + block.shape[0]].copy_(block)
 
-    def decode(self, payload: list[Tensor], start: int, stop: int, num_columns: int, dtype: torch.dtype) -> Tensor:
+    def decode(
+        self,
+        payload: list[Tensor],
+        start: int,
+        stop: int,
+        num_columns: int,
+        dtype: torch.dtype,
+        *,
+        backend: str = "auto",
+    ) -> Tensor:
         return payload[0][start:stop].to(dtype)
 
     def variance(self, matrix: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from rmm_gnn._validation import check_choice, check_positive_int
 from rmm_gnn.codecs.base import Codec
 from rmm_gnn.codecs.bitpack import pack, packed_width, unpack
+from rmm_gnn.kernels import resolve
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.seeding import Stream, hash_index
 
@@ -93,7 +94,13 @@ class StochasticCodec(Codec):
         """B (ceil(N bits / 8) + 2 ceil(N / group_size) bytes(scale)), whatever the type of the values."""
         return super().num_bytes(num_rows, num_columns, dtype)
 
-    def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor) -> None:
+    def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor, *, backend: str = "auto") -> None:
+        if resolve(backend) == "triton":
+            from rmm_gnn.kernels import codes_triton
+
+            codes, scales = (tensor[start : start + block.shape[0]] for tensor in payload)
+            codes_triton.encode(block, codes, scales, seed, start, bits=self.bits, group_size=self.group_size)
+            return
         num_rows, num_columns = block.shape
         if block.numel() == 0:
             return
@@ -108,7 +115,21 @@ class StochasticCodec(Codec):
             scales = payload[1][first:last]
             pack(self._codes(tile, noise, scales), payload[0][first:last], self.bits)
 
-    def decode(self, payload: list[Tensor], start: int, stop: int, num_columns: int, dtype: torch.dtype) -> Tensor:
+    def decode(
+        self,
+        payload: list[Tensor],
+        start: int,
+        stop: int,
+        num_columns: int,
+        dtype: torch.dtype,
+        *,
+        backend: str = "auto",
+    ) -> Tensor:
+        if resolve(backend) == "triton":
+            from rmm_gnn.kernels import codes_triton
+
+            codes, scales = (tensor[start:stop] for tensor in payload)
+            return codes_triton.decode(codes, scales, num_columns, dtype, bits=self.bits, group_size=self.group_size)
         compute = accumulation_dtype(dtype)
         values = unpack(payload[0][start:stop], num_columns, self.bits, compute)
         scales = payload[1][start:stop].to(compute)

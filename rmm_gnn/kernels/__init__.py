@@ -1,4 +1,4 @@
-"""Bucket sums, the one product that has more than one implementation, and the choice between them."""
+"""What has more than one implementation, and the choice between them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from rmm_gnn._validation import check_choice
 from rmm_gnn.kernels import reference
 
-BACKENDS = ("auto", "torch", "scatter")
+BACKENDS = ("auto", "torch", "scatter", "triton")
 
 
 def check_backend(backend: str) -> str:
@@ -17,18 +17,22 @@ def check_backend(backend: str) -> str:
 
     Raises:
         ValueError: If the name is unknown.
-        ImportError: If ``backend="scatter"`` and torch-scatter is not installed.
+        ImportError: If what ``backend`` is the name of is not installed.
     """
     check_choice("backend", backend, BACKENDS)
     if backend == "scatter" and importlib.util.find_spec("torch_scatter") is None:
         raise ImportError(
             "backend 'scatter' needs torch-scatter. Run scripts/install_scatter.sh, or use backend='auto'."
         )
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        raise ImportError(
+            "backend 'triton' needs triton. CUDA builds of torch bring it: install one, or use backend='auto'."
+        )
     return backend
 
 
 def resolve(backend: str) -> str:
-    """Name the implementation that ``backend`` stands for: ``"auto"`` is ``"torch"``, the fastest one so far."""
+    """Name the implementation that ``backend`` stands for: ``"auto"`` is ``"torch"``, the fastest measured so far."""
     return "torch" if backend == "auto" else backend
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rmm_gnn._validation import check_positive_int
+from rmm_gnn.kernels import resolve
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.kernels.rows import count_of, numbers
 from rmm_gnn.permutation import permutation
@@ -41,6 +42,7 @@ class BlockRademacherSketch(Sketch):
     """
 
     name: ClassVar[str] = "block_rademacher"
+    backends: ClassVar[tuple[str, ...]] = ("triton",)
     selects_rows: ClassVar[bool] = True
     block_rows: int = 512
 
@@ -74,6 +76,12 @@ class BlockRademacherSketch(Sketch):
         num_rows, num_columns = count_of(matrix, draw.rows), matrix.shape[1]
         seed, sketch_size = draw.seed, draw.sketch_size
         num_blocks = self.num_blocks(num_rows, sketch_size)
+        if resolve(draw.backend) == "triton":
+            from rmm_gnn.kernels import dense_triton
+
+            return dense_triton.sketch(
+                matrix, seed, sketch_size, start, stop, entries=_ENTRIES.name, num_blocks=num_blocks, rows=draw.rows
+            )
         dtype = accumulation_dtype(matrix.dtype)
         out = matrix.new_zeros((stop - start, num_columns), dtype=dtype)
         row_bytes = 96 + num_columns * (dtype.itemsize + matrix.element_size())

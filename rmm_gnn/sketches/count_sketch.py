@@ -66,7 +66,7 @@ class CountSketch(Sketch):
 
     name: ClassVar[str] = "count_sketch"
     selects_rows: ClassVar[bool] = True
-    backends: ClassVar[tuple[str, ...]] = ("scatter",)
+    backends: ClassVar[tuple[str, ...]] = ("scatter", "triton")
 
     def to_dense(
         self,
@@ -85,6 +85,10 @@ class CountSketch(Sketch):
         return dense
 
     def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
+        if resolve(draw.backend) == "triton":
+            from rmm_gnn.kernels import count_sketch_triton
+
+            return count_sketch_triton.sketch(matrix, draw.seed, draw.sketch_size, start, stop, rows=draw.rows)[0]
         num_rows, num_columns = count_of(matrix, draw.rows), matrix.shape[1]
         seed, sketch_size = draw.seed, draw.sketch_size
         dtype = accumulation_dtype(matrix.dtype)
@@ -108,6 +112,8 @@ class CountSketch(Sketch):
         return out
 
     def sketch_ones(self, num_rows: int, draw: Draw, dtype: torch.dtype) -> Tensor:
+        if resolve(draw.backend) == "triton":
+            return super().sketch_ones(num_rows, draw, dtype)
         seed, sketch_size = draw.seed, draw.sketch_size
         # Needs the signs only: differences of their running sum.
         out = torch.zeros(sketch_size, dtype=dtype, device=seed.device)

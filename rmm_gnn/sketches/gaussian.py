@@ -37,6 +37,7 @@ class GaussianSketch(EntrywiseSketch):
     """
 
     name: ClassVar[str] = "gaussian"
+    backends: ClassVar[tuple[str, ...]] = ("triton",)
 
     @property
     def bytes_per_entry(self) -> int:

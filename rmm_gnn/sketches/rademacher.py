@@ -32,6 +32,7 @@ class RademacherSketch(EntrywiseSketch):
     """
 
     name: ClassVar[str] = "rademacher"
+    backends: ClassVar[tuple[str, ...]] = ("triton",)
 
     @property
     def bytes_per_entry(self) -> int:

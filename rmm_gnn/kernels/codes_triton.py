@@ -1,0 +1,278 @@
+"""Stochastic rounding to a few bits and back: the codes, offsets and steps of ``StochasticCodec``, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rmm_gnn.kernels.hashing_triton import hash_words, stream_key
+from rmm_gnn.kernels.launching_triton import check_device, tile_entries
+from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.seeding import Stream
+
+_ROUNDING = tl.constexpr(int(Stream.ROUNDING))
+_ROUNDING_COLUMNS = tl.constexpr(int(Stream.ROUNDING_COLUMNS))
+_MAX_COLUMNS = 256
+
+
+@triton.jit
+def _directed_float32(value, UP: tl.constexpr):
+    """Round float64 to float32 upwards or downwards; float32 as it is."""
+    if value.dtype == tl.float64:
+        nearest = value.to(tl.float32)
+        back = nearest.to(tl.float64)
+        wrong = back < value if UP else back > value
+        bits = nearest.to(tl.int32, bitcast=True)
+        outwards = (nearest > 0) == UP  # away from zero: the next number has the next pattern
+        moved = tl.where(outwards, bits + 1, bits - 1)
+        tiny = tl.full((), 1 if UP else -0x7FFFFFFF, tl.int32)  # the first pattern after zero, on the side asked for
+        moved = tl.where(nearest == 0, tiny, moved)
+        value = tl.where(wrong, moved, bits).to(tl.float32, bitcast=True)
+    return value
+
+
+@triton.jit
+def _directed(value, UP: tl.constexpr, BF16: tl.constexpr):
+    """Round to float32, or to those of its numbers that bfloat16 holds, upwards or downwards; nan stays nan."""
+    value = _directed_float32(value, UP)
+    if BF16:
+        bits = value.to(tl.uint32, bitcast=True)
+        kept = bits & tl.full((), 0xFFFF0000, tl.uint32)
+        outwards = ((bits >> 31) == 0) if UP else ((bits >> 31) == 1)
+        kept = tl.where(outwards & (kept != bits), kept + 0x10000, kept)
+        rounded = kept.to(tl.float32, bitcast=True)
+        # Patterns of nan must not be counted up, into those of another number.
+        value = tl.where(value == value, rounded, value)
+    return value
+
+
+@triton.jit
+def _choose_scales(
+    block,  # [R, N]
+    scales,  # [R, 2 groups]
+    num_rows,
+    num_columns,
+    group_size,
+    groups,
+    row_stride,
+    column_stride,
+    LEVELS: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    BF16: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    group = tl.program_id(1)
+    first, last = group * group_size, tl.minimum((group + 1) * group_size, num_columns)
+    low = tl.full([ROWS], float("inf"), ACCUMULATE)
+    high = tl.full([ROWS], float("-inf"), ACCUMULATE)
+    odd = tl.zeros([ROWS], tl.int32)
+    for column in range(first, last, COLUMNS):
+        columns = column + tl.arange(0, COLUMNS)
+        inside = (rows < num_rows)[:, None] & (columns < last)[None, :]
+        entries = block + rows[:, None] * row_stride + columns[None, :].to(tl.int64) * column_stride
+        tile = tl.load(entries, mask=inside, other=0.0).to(ACCUMULATE)
+        low = tl.minimum(low, tl.min(tl.where(inside, tile, float("inf")), 1))
+        high = tl.maximum(high, tl.max(tl.where(inside, tile, float("-inf")), 1))
+        odd = tl.maximum(odd, tl.max((tile - tile != 0).to(tl.int32), 1))  # inf or nan
+    spread = high - low
+    low = tl.where((odd > 0) | (spread == float("inf")), float("nan"), low)
+    offset = _directed(low, False, BF16)
+    step = (high - offset.to(ACCUMULATE)) / tl.full((), LEVELS, ACCUMULATE)
+    places = scales + rows * (2 * groups) + group
+    tl.store(places, offset.to(scales.dtype.element_ty), mask=rows < num_rows)
+    tl.store(places + groups, _directed(step, True, BF16).to(scales.dtype.element_ty), mask=rows < num_rows)
+
+
+@triton.jit
+def _pack(
+    block,  # [R, N]
+    codes,  # [R, width]
+    scales,  # [R, 2 groups]
+    seed,
+    start,
+    num_rows,
+    num_columns,
+    width,
+    group_size,
+    groups,
+    row_stride,
+    column_stride,
+    BITS: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    key = tl.load(seed)
+    low, high = stream_key(key, _ROUNDING)
+    column_low, column_high = stream_key(key, _ROUNDING_COLUMNS)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    octets = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    row_noise = _uniform(hash_words(start + rows, low, high)).to(ACCUMULATE)
+    packed = tl.zeros([ROWS, COLUMNS], tl.uint8)
+    for plane in tl.static_range(8 // BITS):
+        columns = plane * width + octets
+        inside = (rows < num_rows)[:, None] & ((octets < width) & (columns < num_columns))[None, :]
+        entries = block + rows[:, None] * row_stride + columns[None, :].to(tl.int64) * column_stride
+        tile = tl.load(entries, mask=inside, other=0.0).to(ACCUMULATE)
+        places = scales + rows[:, None] * (2 * groups) + (columns // group_size)[None, :]
+        offset = tl.load(places, mask=inside, other=0.0).to(ACCUMULATE)
+        step = tl.load(places + groups, mask=inside, other=1.0).to(ACCUMULATE)
+        step = tl.where(step == 0, 1.0, step)
+        noise = row_noise[:, None] + _uniform(hash_words(columns, column_low, column_high)).to(ACCUMULATE)[None, :]
+        noise = tl.where(noise >= 1, noise - 1, noise)
+        level = (tile - offset) / step + noise
+        level = tl.minimum(tl.where(level == level, level, 0.0), 2**BITS - 1)
+        packed |= tl.where(inside, level.to(tl.int32), 0).to(tl.uint8) << (BITS * plane)
+    tl.store(
+        codes + rows[:, None] * width + octets[None, :],
+        packed,
+        mask=(rows < num_rows)[:, None] & (octets < width)[None, :],
+    )
+
+
+@triton.jit
+def _uniform(words):
+    """Numbers on the grid of 2^-24 in [0, 1)."""
+    return (words >> 8).to(tl.float32) * (1.0 / 16777216.0)
+
+
+@triton.jit
+def _unpack(
+    codes,  # [R, width]
+    scales,  # [R, 2 groups]
+    out,  # [R, N]
+    num_rows,
+    num_columns,
+    width,
+    group_size,
+    groups,
+    BITS: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    octets = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    within = (rows < num_rows)[:, None] & (octets < width)[None, :]
+    packed = tl.load(codes + rows[:, None] * width + octets[None, :], mask=within, other=0)
+    for plane in tl.static_range(8 // BITS):
+        columns = plane * width + octets
+        inside = within & (columns < num_columns)[None, :]
+        level = ((packed >> (BITS * plane)) & (2**BITS - 1)).to(ACCUMULATE)
+        places = scales + rows[:, None] * (2 * groups) + (columns // group_size)[None, :]
+        offset = tl.load(places, mask=inside, other=0.0).to(ACCUMULATE)
+        step = tl.load(places + groups, mask=inside, other=0.0).to(ACCUMULATE)
+        values = level * step + offset
+        tl.store(out + rows[:, None] * num_columns + columns[None, :], values.to(out.dtype.element_ty), mask=inside)
+
+
+# Products and sums are rounded one by one, as plain torch rounds them.
+_OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
+
+
+def encode(
+    block: Tensor,  # [R, N]
+    codes: Tensor,  # [R, packed_width(N, bits)] uint8
+    scales: Tensor,  # [R, 2 ceil(N / group_size)]
+    seed: Tensor,
+    start: int,
+    *,
+    bits: int,
+    group_size: int | None,
+) -> None:
+    """Write the codes of ``block``, rows [start, start + R) of a matrix, and offsets and steps beside them.
+
+    Raises:
+        ValueError: If ``block`` is not on a GPU, unless kernels are interpreted.
+    """
+    check_device(_pack, block)
+    (num_rows, num_columns), width = block.shape, codes.shape[1]
+    if block.numel() == 0:
+        return
+    group_size = num_columns if group_size is None else min(group_size, num_columns)
+    groups = scales.shape[1] // 2
+    accumulate = tl.float64 if accumulation_dtype(block.dtype) == torch.float64 else tl.float32
+    rows, columns = _tile(group_size)
+    _choose_scales[(triton.cdiv(num_rows, rows), groups)](
+        block,
+        scales,
+        num_rows,
+        num_columns,
+        group_size,
+        groups,
+        *block.stride(),
+        LEVELS=2**bits - 1,
+        ACCUMULATE=accumulate,
+        BF16=scales.dtype == torch.bfloat16,
+        ROWS=rows,
+        COLUMNS=columns,
+        **_OPTIONS,
+    )
+    rows, columns = _tile(width)
+    _pack[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))](
+        block,
+        codes,
+        scales,
+        seed,
+        start,
+        num_rows,
+        num_columns,
+        width,
+        group_size,
+        groups,
+        *block.stride(),
+        BITS=bits,
+        ACCUMULATE=accumulate,
+        ROWS=rows,
+        COLUMNS=columns,
+        **_OPTIONS,
+    )
+
+
+def decode(
+    codes: Tensor,  # [R, packed_width(N, bits)] uint8
+    scales: Tensor,  # [R, 2 ceil(N / group_size)]
+    num_columns: int,
+    dtype: torch.dtype,
+    *,
+    bits: int,
+    group_size: int | None,
+) -> Tensor:  # [R, N]
+    """Read what ``encode`` wrote back as ``dtype``.
+
+    Raises:
+        ValueError: If ``codes`` are not on a GPU, unless kernels are interpreted.
+    """
+    check_device(_unpack, codes)
+    num_rows, width = codes.shape
+    out = torch.empty(num_rows, num_columns, dtype=dtype, device=codes.device)
+    if out.numel() == 0:
+        return out
+    rows, columns = _tile(width)
+    _unpack[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))](
+        codes,
+        scales,
+        out,
+        num_rows,
+        num_columns,
+        width,
+        num_columns if group_size is None else min(group_size, num_columns),
+        scales.shape[1] // 2,
+        BITS=bits,
+        ACCUMULATE=tl.float64 if accumulation_dtype(dtype) == torch.float64 else tl.float32,
+        ROWS=rows,
+        COLUMNS=columns,
+        **_OPTIONS,
+    )
+    return out
+
+
+def _tile(width: int) -> tuple[int, int]:
+    columns = min(_MAX_COLUMNS, triton.next_power_of_2(width))
+    return max(1, tile_entries(_pack) // columns), columns

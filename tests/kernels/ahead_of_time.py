@@ -1,0 +1,83 @@
+"""Compiles kernels to machine code of a GPU that need not be there, as they are launched there; a command.
+
+    python -m tests.kernels.ahead_of_time 90 float32
+
+Prints a line for every kernel: its name, and the bytes of its machine code. Run it without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rmm_gnn.codecs import get_codec
+from rmm_gnn.kernels import codes_triton, count_sketch_triton, dense_triton
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+}
+launched: list[str] = []
+
+
+def compile_for(capability: int) -> None:
+    """Have every launch compile its kernel, and not run it."""
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        named = {name: options.pop(name) for name in kernel.arg_names if name in options}
+        arguments = inspect.signature(kernel.fn).bind(*args, **named).arguments
+        signature, constants, hints = {}, {}, {}
+        for place, parameter in enumerate(kernel.params):
+            value = arguments[parameter.name]
+            if isinstance(value, Tensor):
+                signature[parameter.name] = POINTERS[value.dtype]
+                hints[place,] = [["tt.divisibility", 16]]
+            elif parameter.is_constexpr or value == 1:  # a launch specialises on 1 as well
+                signature[parameter.name], constants[place,] = "constexpr", value
+            else:
+                signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
+                if value % 16 == 0:
+                    hints[place,] = [["tt.divisibility", 16]]
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        launched.append(kernel.__name__)
+        print(kernel.__name__, len(compiled.asm["cubin"]))
+
+    triton.runtime.JITFunction.run = run
+
+
+def launch_all(dtype: torch.dtype) -> None:
+    """Call everything that launches a kernel."""
+    for module in (codes_triton, count_sketch_triton, dense_triton):
+        module.check_device = lambda kernel, tensor: None
+    matrix, seed = torch.zeros(4096, 256, dtype=dtype), torch.tensor(0)
+    rows = torch.arange(1000, dtype=torch.int32)
+    count_sketch_triton.sketch(matrix, seed, 400, 0, 400, with_sums=True)
+    count_sketch_triton.sketch(matrix, seed, 100, 0, 40, rows=rows)
+    for entries in ("gaussian", "rademacher"):
+        dense_triton.sketch(matrix, seed, 400, 0, 400, entries=entries)
+    dense_triton.sketch(matrix, seed, 100, 0, 100, entries="rademacher", num_blocks=4, rows=rows)
+    for codec in map(get_codec, ("int2", "int8:group_size=64,scale=fp32")):
+        payload = codec.empty(4096, 256, dtype, matrix.device)
+        settings = {"bits": codec.bits, "group_size": codec.group_size}
+        codes_triton.encode(matrix, *payload, seed, 0, **settings)
+        codes_triton.decode(*payload, 256, dtype, **settings)
+
+
+if __name__ == "__main__":
+    compile_for(int(sys.argv[1]))
+    launch_all(getattr(torch, sys.argv[2]))
+    expected = {"_count_sketch", "_dense", "_choose_scales", "_pack", "_unpack"}
+    assert set(launched) == expected, launched
