@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""Time and kept bytes of one linear layer, forward and backward: exact, RMM at several rates, and the paper's way.
+"""Time and memory of one linear layer, forward and backward: exact, RMM at several rates, and its peers.
 
-    python benchmarks/micro/linear.py                                # 169343 x 256 -> 256, the ogbn-arxiv layer
-    python benchmarks/micro/linear.py --sketch gaussian count_sketch --rate 0.1 --repetitions 3
-    python benchmarks/micro/linear.py --paper --repetitions 1        # S whole: 11.5 GB at the default size
+    python benchmarks/micro/linear.py                                # of a graph, of a transformer, narrow, small
+    python benchmarks/micro/linear.py --shape 169343x256x256 --rate 0.1 --codec fp32 int8
+    python benchmarks/micro/linear.py --shape 2000x256x256 --max-entries 1e9 --sketch gaussian count_sketch
 
-All run in one process, interleaved round by round, on one set of tensors; the table shows first the ratio to
-torch.nn.Linear, then medians with the 20th and 80th percentile.
+All run in one process and take turns round by round; the tests of what is timed run first. The table shows first how
+many times as long as torch.nn.Linear of the same round each takes (median, 20 and 80 % quantiles). Kept: what forward
+leaves allocated besides its output, for an input that nobody else keeps. Peak: the highest point of the step, both
+above what was there before. Rows of the paper's method are left out where S has more than --max-entries entries.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,87 +23,79 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
-from benchmarks.harness.measure import measure_saved_bytes, stopwatch
-from benchmarks.harness.script import parser_of
-from rmm_gnn import RMMConfig, rmm_linear
+from benchmarks.harness.script import guarded, parser_of
+from benchmarks.micro import gate, results, ways
+from benchmarks.micro.timing import Spread, interleaved, ratios, spread
+from rmm_gnn.diagnostics.peak import measure_step
 
-EXACT = "torch.nn.Linear"
-PAPER = "paper's Gaussian, S whole"
-Layer = Callable[[Tensor], Tensor]
+SHAPES = ("169343x256x256", "16384x768x3072", "131072x128x40", "128x64x64")
+TESTS = ("tests/autograd/test_rmm_linear.py", "tests/kernels", "tests/baselines/exact/test_linear.py")
+# Layers that take less than this are run several times for one timing of them.
+_SHORT_S = 2e-3
 
 
-class _PaperGaussian(torch.autograd.Function):
-    """Algorithm 1 as published: S [B, k] is made whole in forward and made again in backward.
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Read ``ROWSxCOLUMNSxOUTPUTS``.
 
-    S is redrawn at every call here, as the algorithm says.
+    Raises:
+        BenchmarkError: When it is something else.
     """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rate: float) -> Tensor:
-        ctx.size = max(1, round(rate * x.shape[0]))
-        ctx.seed = int(torch.randint(2**62, ()))
-        ctx.save_for_backward(weight, _whole_gaussian(x, ctx.size, ctx.seed).T @ x)
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        weight, x_sketch = ctx.saved_tensors
-        (grad,) = grad_outputs
-        grad_sketch = _whole_gaussian(grad, ctx.size, ctx.seed).T @ grad
-        return grad @ weight, grad_sketch.T @ x_sketch, grad.sum(0), None
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise BenchmarkError(f"'shape' must be ROWSxCOLUMNSxOUTPUTS (got '{text}'). An example: 16384x768x3072.")
+    rows, columns, outputs = map(int, parts)
+    return rows, columns, outputs
 
 
-def _whole_gaussian(like: Tensor, size: int, seed: int) -> Tensor:  # [B, N] -> [B, k]
-    generator = torch.Generator(like.device).manual_seed(seed)
-    return torch.randn(like.shape[0], size, device=like.device, generator=generator).mul_(size**-0.5)
-
-
-def layers(linear: nn.Linear, sketches: Sequence[str], rates: Sequence[float], paper: bool) -> dict[str, Layer]:
-    """Every way to run the layer, by name; all share the weights of ``linear``."""
-    named: dict[str, Layer] = {EXACT: linear}
-    for sketch in sketches:
-        for rate in rates:
-            config = RMMConfig(rate=rate, sketch=sketch)
-            named[f"{sketch} {rate:g}"] = lambda x, c=config: rmm_linear(x, linear.weight, linear.bias, config=c)
-    if paper:
-        for rate in rates:
-            named[f"{PAPER}, {rate:g}"] = lambda x, r=rate: _PaperGaussian.apply(x, linear.weight, linear.bias, r)
-    return named
-
-
-def measure(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Time every layer ``repetitions`` times after one warm-up round; returns one record a layer, times in seconds."""
+def measure(shape: tuple[int, int, int], given: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """Time every way to run the layer; returns one record each, times in seconds."""
+    rows, columns, outputs = shape
     torch.manual_seed(0)
-    linear = nn.Linear(arguments.columns, arguments.outputs, device=device)
-    x = torch.randn(arguments.rows, arguments.columns, device=device, requires_grad=True)
-    grad = torch.randn(arguments.rows, arguments.outputs, device=device)
-    named = layers(linear, arguments.sketch, arguments.rate, arguments.paper)
-    kept = {
-        name: measure_saved_bytes(nn.Module(), lambda layer=layer: layer(x).sum(), [linear.weight]).total
-        for name, layer in named.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in named}
-    for _ in range(arguments.repetitions):
-        for name, layer in named.items():
-            linear.zero_grad(set_to_none=True)
-            x.grad = None
-            with stopwatch(device, seconds[name]):
-                layer(x).backward(grad)
-    exact = statistics.median(seconds[EXACT])
+    linear = nn.Linear(columns, outputs, device=device)
+    x = torch.randn(rows, columns, device=device, requires_grad=True)
+    grad = torch.randn(rows, outputs, device=device)
+    layers = ways.peers(linear)
+    layers |= ways.papers(linear, rows, given.rate, given.max_entries)
+    layers |= ways.sketched(linear, given.sketch, given.rate, given.codec, given.backend)
+
+    def step(layer: ways.Layer) -> None:
+        linear.zero_grad(set_to_none=True)
+        x.grad = None
+        layer(x).backward(grad)
+
+    memory = {name: _memory(layer, x, grad, device) for name, layer in layers.items()}
+    calls = {name: lambda layer=layer: step(layer) for name, layer in layers.items()}
+    (short,) = interleaved({ways.LINEAR: calls[ways.LINEAR]}, 1, device)[ways.LINEAR]
+    repeat = max(1, round(_SHORT_S / short))
+    seconds = interleaved(calls, given.repetitions, device, repeat=repeat)
     return [
         {
+            "shape": "x".join(map(str, shape)),
             "layer": name,
-            "ratio": statistics.median(seconds[name]) / exact,
+            "ratio": ratios(seconds[name], seconds[ways.LINEAR])._asdict(),
             "seconds": seconds[name],
-            "kept_bytes": kept[name],
+            **memory[name],
         }
-        for name in named
+        for name in layers
     ]
+
+
+def _memory(layer: ways.Layer, x: Tensor, grad: Tensor, device: torch.device) -> dict[str, Any]:
+    """What one step keeps and allocates where its input is a result that nobody else keeps, as in a network."""
+
+    def backward(out: Tensor | None) -> None:
+        assert out is not None
+        out.backward(grad)
+
+    layer(x).backward(grad)  # libraries allocate their workspaces, and gradients are there
+    found = measure_step(lambda: layer(x.clone()), backward, [device])
+    out_bytes = grad.numel() * grad.element_size()
+    kept = None if found.held_bytes is None else found.held_bytes - out_bytes
+    return {"kept_bytes": kept, "peak_bytes": found.peak_bytes}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,49 +108,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 for something the user can put right.
     """
     parser = parser_of(__doc__)
-    parser.add_argument("--rows", type=int, default=169343, help="B")
-    parser.add_argument("--columns", type=int, default=256, help="N, features in")
-    parser.add_argument("--outputs", type=int, default=256, help="M, features out")
+    parser.add_argument("--shape", nargs="+", default=SHAPES, help="ROWSxCOLUMNSxOUTPUTS of layers")
     parser.add_argument("--sketch", nargs="+", default=["count_sketch"], help="families")
     parser.add_argument("--rate", type=float, nargs="+", default=[0.5, 0.2, 0.1, 0.05], help="shares of rows kept")
-    parser.add_argument("--paper", action="store_true", help="also the published method, S whole in memory")
+    parser.add_argument("--codec", nargs="+", default=["fp32"], help="how the sketch is stored")
+    parser.add_argument("--backend", default="auto", help="implementation, as in RMMConfig")
+    parser.add_argument("--max-entries", type=float, default=3e7, help="of the S that the paper's method makes whole")
     parser.add_argument("--repetitions", type=int, default=9, help="timed rounds")
+    parser.add_argument("--threads", type=int, help="CPU threads; unset: PyTorch's default")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
-    arguments = parser.parse_args(argv)
-    try:
-        device = environment.resolve_device(arguments.device)
-        tabulate = require("tabulate").tabulate
-        records = measure(arguments, device)
-    except (BenchmarkError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    results.add_flag(parser)
+    gate.add_flag(parser)
+    return guarded(lambda: _run(parser.parse_args(argv)), "interrupted")
+
+
+def _run(given: argparse.Namespace) -> int:
+    device = environment.resolve_device(given.device)
+    shapes = [parse_shape(text) for text in given.shape]
+    if given.repetitions < 1:
+        raise BenchmarkError(f"'repetitions' must be at least 1 (got {given.repetitions}). Choose more.")
+    tabulate = require("tabulate").tabulate
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    try:  # before the tests run
+        ways.sketched(nn.Linear(1, 1), given.sketch, given.rate, given.codec, given.backend)
+    except (ImportError, TypeError, ValueError) as error:
+        raise BenchmarkError(str(error)) from error
+    warning = gate.check(TESTS, given.no_gate)
     where = environment.describe(device)
-    print(
-        f"{arguments.rows:,} x {arguments.columns} -> {arguments.outputs}, fp32, forward + backward; "
-        f"{where['device']}, {where['threads']} threads, torch {where['packages']['torch']}; "
-        f"{arguments.repetitions} rounds\n"
-    )
-    headers = ["layer", "time / Linear", "median [ms]", "20 % - 80 % [ms]", "kept [MiB]"]
-    print(tabulate([_row(record) for record in records], headers, tablefmt="github", disable_numparse=True))
-    if arguments.out:
-        settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(
-            json.dumps({"settings": settings, "environment": where, "layers": records}, indent=1) + "\n"
+    records = []
+    for shape in shapes:
+        records += (found := measure(shape, given, device))
+        rows, columns, outputs = shape
+        print(
+            f"{rows:,} x {columns} -> {outputs}, fp32, forward + backward; {where['device']}, {where['threads']} "
+            f"threads, torch {where['packages']['torch']}; {given.repetitions} rounds\n"
         )
+        if warning:
+            print(f"{warning}\n")
+        headers = ["layer", "time / Linear", "time [ms]", "kept [MiB]", "peak [MiB]"]
+        print(tabulate([_row(record) for record in found], headers, tablefmt="github", disable_numparse=True) + "\n")
+    results.write(given, where, records)
     return 0
 
 
 def _row(record: dict[str, Any]) -> list[str]:
-    times_ms = sorted(1e3 * value for value in record["seconds"])
-    low, high = times_ms[len(times_ms) // 5], times_ms[-1 - len(times_ms) // 5]
+    ratio = Spread(**record["ratio"])
+    memory = [record[name] for name in ("kept_bytes", "peak_bytes")]
     return [
         record["layer"],
-        f"{record['ratio']:.2f}",
-        f"{statistics.median(times_ms):.1f}",
-        f"{low:.1f} - {high:.1f}",
-        f"{record['kept_bytes'] / 2**20:.2f}",
+        ratio.format(2),
+        spread(record["seconds"]).format(2, 1e3),
+        *("-" if value is None else f"{value / 2**20:.2f}" for value in memory),
     ]
 
 

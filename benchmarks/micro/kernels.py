@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Time of every kernel, and how near it comes to the speed at which the machine copies memory.
+
+    python benchmarks/micro/kernels.py                               # 169343 x 256, the ogbn-arxiv layer
+    python benchmarks/micro/kernels.py --shape 16384x768 --backend triton --device cuda
+
+All run in one process and take turns round by round; the tests of what is timed run first. Bytes are those that have to
+move at least once: a kernel's inputs and its outputs, each once. Bandwidth is these bytes over the median time; share
+is that over the bandwidth of a copy of the input in the same round. Rows of torch's own functions are there to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# First on the path, so that the script runs from a checkout whether or not the package is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness import environment
+from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.script import guarded, parser_of
+from benchmarks.micro import gate, results
+from benchmarks.micro.timing import Spread, interleaved, ratios, spread
+from rmm_gnn.autograd.dropout import apply_dropout
+from rmm_gnn.codecs import get_codec
+from rmm_gnn.control_variates import column_means
+from rmm_gnn.kernels import check_backend, resolve
+from rmm_gnn.permutation import permutation
+from rmm_gnn.seeding import draw_seed
+from rmm_gnn.sketches import DEFAULT_WORKSPACE_BYTES, CountSketch
+
+COPY = "copy"
+TESTS = ("tests/kernels", "tests/codecs/test_conformance.py", "tests/functional/test_relu.py")
+BITS = (8, 4, 2, 1)
+
+
+class Kernel(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        run: Does it once.
+        num_bytes: What it has to read and to write.
+    """
+
+    run: Callable[[], Any]
+    num_bytes: int
+
+
+def kernels(x: Tensor, rate: float, backend: str) -> dict[str, Kernel]:
+    """Every kernel on the matrix ``x``, by name."""
+    rows, columns = x.shape
+    whole, bits = x.numel() * x.element_size(), x.numel() // 8
+    seed, out, size = draw_seed(x), torch.empty_like(x), max(1, round(rate * rows))
+    family = CountSketch()
+    sketch_bytes = whole + size * columns * 4
+    found = {
+        COPY: Kernel(lambda: out.copy_(x), 2 * whole),
+        "column means": Kernel(lambda: column_means(x, DEFAULT_WORKSPACE_BYTES), whole),
+        "permutation": Kernel(lambda: permutation(seed, rows), 4 * rows),
+        f"count_sketch {rate:g}": Kernel(lambda: family.apply(x, seed, size, backend=backend), sketch_bytes),
+    }
+    for number in BITS:
+        codec = get_codec(f"int{number}")
+        payload = codec.encode_matrix(x, seed)
+        moved = whole + codec.num_bytes(rows, columns, x.dtype)
+        found[f"encode int{number}"] = Kernel(
+            lambda codec=codec, payload=payload: codec.encode(x, payload, 0, seed, backend=backend), moved
+        )
+        found[f"decode int{number}"] = Kernel(
+            lambda codec=codec, payload=payload: codec.decode(payload, 0, rows, columns, x.dtype, backend=backend),
+            moved,
+        )
+    _, mask = torch.ops.rmm_gnn.relu(x, None)
+    found |= {
+        "relu, 1 bit": Kernel(lambda: torch.ops.rmm_gnn.relu(x, None), 2 * whole + bits),
+        "relu's backward": Kernel(lambda: torch.ops.rmm_gnn.masked_grad(x, mask, 1.0, 0.0), 2 * whole + bits),
+        "torch relu": Kernel(lambda: F.relu(x), 2 * whole),
+        "dropout, no mask": Kernel(lambda: apply_dropout(x, 0.1, seed), 2 * whole),
+        "relu + dropout, 1 bit": Kernel(lambda: torch.ops.rmm_gnn.relu_dropout(x, 0.1, seed), 2 * whole + bits),
+        "torch dropout": Kernel(lambda: F.dropout(x, 0.1), 2 * whole),
+    }
+    return found
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """Read ``ROWSxCOLUMNS``.
+
+    Raises:
+        BenchmarkError: When it is something else.
+    """
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise BenchmarkError(f"'shape' must be ROWSxCOLUMNS (got '{text}'). An example: 16384x768.")
+    rows, columns = map(int, parts)
+    return rows, columns
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, and write it as JSON where ``--out`` names a file.
+
+    Args:
+        argv: Arguments without the program's name; None reads ``sys.argv``.
+
+    Returns:
+        Exit code: 0, or 2 for something the user can put right.
+    """
+    parser = parser_of(__doc__)
+    parser.add_argument("--shape", nargs="+", default=["169343x256"], help="ROWSxCOLUMNS of matrices")
+    parser.add_argument("--rate", type=float, default=0.1, help="share of rows that the sketch keeps")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the matrix")
+    parser.add_argument("--backend", default="auto", help="implementation, as in RMMConfig")
+    parser.add_argument("--repetitions", type=int, default=9, help="timed rounds")
+    parser.add_argument("--threads", type=int, help="CPU threads; unset: PyTorch's default")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
+    results.add_flag(parser)
+    gate.add_flag(parser)
+    return guarded(lambda: _run(parser.parse_args(argv)), "interrupted")
+
+
+def _run(given: argparse.Namespace) -> int:
+    device = environment.resolve_device(given.device)
+    shapes = [parse_shape(text) for text in given.shape]
+    if given.repetitions < 1:
+        raise BenchmarkError(f"'repetitions' must be at least 1 (got {given.repetitions}). Choose more.")
+    try:
+        check_backend(given.backend)
+    except (ImportError, ValueError) as error:
+        raise BenchmarkError(str(error)) from error
+    if resolve(given.backend) == "triton" and device.type != "cuda":
+        raise BenchmarkError("'backend' triton needs a GPU: where kernels are interpreted, time means nothing.")
+    tabulate = require("tabulate").tabulate
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    warning = gate.check(TESTS, given.no_gate)
+    where = environment.describe(device)
+    records = []
+    for shape in shapes:
+        torch.manual_seed(0)
+        x = torch.randn(*shape, device=device).to(getattr(torch, given.dtype))
+        timed = kernels(x, given.rate, given.backend)
+        seconds = interleaved({name: kernel.run for name, kernel in timed.items()}, given.repetitions, device)
+        found = [
+            {
+                "shape": "x".join(map(str, shape)),
+                "layer": name,
+                "ratio": ratios(seconds[name], seconds[COPY])._asdict(),
+                "seconds": seconds[name],
+                "bytes": kernel.num_bytes,
+            }
+            for name, kernel in timed.items()
+        ]
+        records += found
+        print(
+            f"{shape[0]:,} x {shape[1]}, {given.dtype}, backend {resolve(given.backend)}; {where['device']}, "
+            f"{where['threads']} threads, torch {where['packages']['torch']}; {given.repetitions} rounds\n"
+        )
+        if warning:
+            print(f"{warning}\n")
+        headers = ["kernel", "time / copy", "time [ms]", "bandwidth [GB/s]", "share of a copy's"]
+        lines = [_row(record, found[0]["bytes"]) for record in found]
+        print(tabulate(lines, headers, tablefmt="github", disable_numparse=True) + "\n")
+    results.write(given, where, records)
+    return 0
+
+
+def _row(record: dict[str, Any], copied_bytes: int) -> list[str]:
+    time_s, ratio = spread(record["seconds"]), Spread(**record["ratio"])
+    return [
+        record["layer"],
+        ratio.format(2),
+        time_s.format(2, 1e3),
+        f"{record['bytes'] / time_s.median / 1e9:.1f}",
+        f"{record['bytes'] / copied_bytes / ratio.median:.0%}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
