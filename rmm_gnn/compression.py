@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from rmm_gnn.config import RMMConfig
 from rmm_gnn.control_variates import column_means, column_sums, nonfinite_marks, rank_one_term
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.kernels.rows import count_of
-from rmm_gnn.sketches import Draw
+from rmm_gnn.sketches import Draw, Pass, Sketch
 
 
 class CompressedActivation(NamedTuple):
@@ -63,22 +64,30 @@ def compress(
     if num_rows == 0:
         return compress_like(x, config, 0)
     x, rows = _selectable(x, rows, config)
-    size = config.sketch_size(num_rows)
+    draw = Draw(seed, config.sketch_size(num_rows), (), config.workspace_bytes, config.backend, rows)
+    whole = _one_pass(family, x, draw) if config.center and anchor is None else None
     if anchor is not None:
         mean = anchor.mean
+    elif whole is not None:
+        mean = whole.sums.div_(num_rows)
     else:
         mean = column_means(x, config.workspace_bytes, rows) if config.center else None
     selected = {} if rows is None else {"rows": rows}
-    state = family.prepare(x, mean, seed, size, config.workspace_bytes, row_norms, **selected)
+    state = family.prepare(x, mean, seed, draw.sketch_size, config.workspace_bytes, row_norms, **selected)
+    draw = replace(draw, state=state)
     unread = not (config.center or family.reads_every_row)
     marks = nonfinite_marks(x, config.workspace_bytes, rows) if unread else None
 
-    payload = codec.empty(size, x.shape[1], x.dtype, x.device)
-    draw = Draw(seed, size, state, config.workspace_bytes, config.backend, rows)
-    ones_sketch = None if mean is None else family.sketch_ones(num_rows, draw, mean.dtype)
-    if anchor is not None:  # a block of x_0's sketch lies beside each of this one
-        draw = replace(draw, workspace_bytes=config.workspace_bytes // 2)
-    for start, stop, block in family.iter_blocks(x, draw):
+    payload = codec.empty(draw.sketch_size, x.shape[1], x.dtype, x.device)
+    ones_sketch: Tensor | None
+    if whole is not None:
+        blocks, ones_sketch = _single(whole), whole.ones
+    else:
+        ones_sketch = None if mean is None else family.sketch_ones(num_rows, draw, mean.dtype)
+        if anchor is not None:  # a block of x_0's sketch lies beside each of this one
+            draw = replace(draw, workspace_bytes=config.workspace_bytes // 2)
+        blocks = family.iter_blocks(x, draw)
+    for start, stop, block in blocks:
         if anchor is not None:
             quarter = replace(draw, workspace_bytes=draw.workspace_bytes // 2)
             rows = family.sketch_rows(anchor.x_0, quarter, start, stop).to(block.dtype)
@@ -89,6 +98,17 @@ def compress(
             block += marks
         codec.encode(block, payload, start, seed, backend=config.backend)
     return CompressedActivation(tuple(payload), mean, state)
+
+
+def _one_pass(family: Sketch, matrix: Tensor, draw: Draw) -> Pass | None:
+    """Return what one pass gives where half of the workspace, a block's share, holds the whole sketch."""
+    sketch_bytes = draw.sketch_size * matrix.shape[1] * accumulation_dtype(matrix.dtype).itemsize
+    return family.one_pass(matrix, draw) if sketch_bytes <= draw.workspace_bytes // 2 else None
+
+
+def _single(whole: Pass) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield the one block that there is, as ``Sketch.iter_blocks`` yields them."""
+    yield 0, whole.sketch.shape[0], whole.sketch
 
 
 def compress_like(
@@ -137,23 +157,29 @@ def weight_grad(
     family, codec = config.family, get_codec(config.codec)
     payload = list(compressed.payload)
     num_rows, whole = count_of(grad_output, rows), rows is None
-    size = config.sketch_size(num_rows)
-    sums = column_sums(grad_output, config.workspace_bytes)
+    draw = Draw(seed, config.sketch_size(num_rows), compressed.state, config.workspace_bytes, config.backend, rows)
+    one_pass = _one_pass(family, grad_output, draw) if num_rows else None
+    sums = one_pass.sums if one_pass is not None and whole else column_sums(grad_output, config.workspace_bytes)
     if num_rows == 0:
         return grad_output.new_zeros(grad_output.shape[1], num_columns, dtype=dtype), sums
     grad_output, rows = _selectable(grad_output, rows, config)
+    draw = replace(draw, rows=rows)
     unread = not (config.center or family.reads_every_row)
     marks = nonfinite_marks(grad_output, config.workspace_bytes, rows) if unread else None
 
     if compressed.mean is not None:
-        selected = sums if whole else column_sums(grad_output, config.workspace_bytes, rows)
+        if whole:
+            selected = sums
+        elif one_pass is not None:
+            selected = one_pass.sums
+        else:
+            selected = column_sums(grad_output, config.workspace_bytes, rows)
         total = rank_one_term(selected, compressed.mean)
     else:
         total = sums.new_zeros(sums.shape[0], num_columns)
     if exact_term is not None:
         total += exact_term
-    draw = Draw(seed, size, compressed.state, config.workspace_bytes, config.backend, rows)
-    for start, stop, block in family.iter_blocks(grad_output, draw):
+    for start, stop, block in family.iter_blocks(grad_output, draw) if one_pass is None else _single(one_pass):
         if marks is not None:
             block += marks
         # The block takes half of the workspace; what is decoded beside it must not follow its height.

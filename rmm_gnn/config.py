@@ -12,7 +12,7 @@ import torch
 
 from rmm_gnn._validation import check_bool, check_positive_int, check_rate
 from rmm_gnn.codecs import CODECS, Codec, get_codec
-from rmm_gnn.kernels import check_backend, resolve
+from rmm_gnn.kernels import check_backend
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.sketches import DEFAULT_WORKSPACE_BYTES, Sketch, from_spec, get_sketch
 
@@ -35,8 +35,9 @@ class RMMConfig:
             "int4:group_size=64").  The rows of a sketch are larger than those of x by about rate^-1/2, so float16
             overflows that much earlier.
         workspace_bytes: Bound on transient memory in forward and in backward; the families' docstrings list exceptions.
-        backend: "auto", "torch", "scatter" (bucket sums of ``count_sketch`` through torch-scatter) or "triton" (kernels
-            for ``count_sketch`` and the codecs of few bits, on a GPU).
+        backend: "auto", "torch", "native" (``count_sketch`` on the CPU, compiled on installation where there is a C
+            compiler; what "auto" takes there), "scatter" (bucket sums of ``count_sketch`` through torch-scatter) or
+            "triton" (kernels for ``count_sketch``, the dense families and the codecs of few bits, on a GPU).
         norm_codec: How lean normalisation keeps its normalised input.
         norm_rate: Share of the rows that lean batch normalisation keeps, as a sketch, in ``norm_codec``; 1 keeps the
             rows themselves.  Layer normalisation keeps them all: its statistics are those of a row.
@@ -51,7 +52,7 @@ class RMMConfig:
             exceeds ``max_size``, the family has no implementation on ``backend``, or ``anchor`` is given with a family
             that depends on the data.
         TypeError: If a value is of the wrong type.
-        ImportError: If ``backend`` needs torch-scatter or triton and it is not installed.
+        ImportError: If what ``backend`` needs is not installed.
 
     Example:
         >>> config = RMMConfig(rate=0.1, sketch="count_sketch")
@@ -98,7 +99,7 @@ class RMMConfig:
             object.__setattr__(self, name, _registered_spec(name, getattr(self, name)))
         object.__setattr__(self, "workspace_bytes", check_positive_int("workspace_bytes", self.workspace_bytes))
         check_backend(self.backend)
-        if resolve(self.backend) not in ("torch", *self.family.backends):
+        if self.backend not in ("auto", "torch", *self.family.backends):
             raise ValueError(
                 f"'backend' must be one that computes {self.family.name!r} (got {self.backend!r}). Use backend='auto'."
             )

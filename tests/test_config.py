@@ -177,7 +177,7 @@ def test_errors_of_a_codecs_settings_name_the_setting():
         ({"codec": "int3"}, ValueError, "'codec' must be a known name .*bf16, fp16, fp32"),
         ({"center": 1}, TypeError, "'center' must be True or False"),
         ({"workspace_bytes": 0}, ValueError, "'workspace_bytes' must be at least 1"),
-        ({"backend": "cuda"}, ValueError, "'backend' must be a known name .*auto, scatter, torch, triton"),
+        ({"backend": "cuda"}, ValueError, "'backend' must be a known name .*auto, native, scatter, torch, triton"),
     ],
 )
 def test_errors_name_argument_rule_value_and_way_out(settings, error, match):

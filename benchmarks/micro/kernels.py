@@ -134,7 +134,7 @@ def _run(given: argparse.Namespace) -> int:
         check_backend(given.backend)
     except (ImportError, ValueError) as error:
         raise BenchmarkError(str(error)) from error
-    if resolve(given.backend) == "triton" and device.type != "cuda":
+    if given.backend == "triton" and device.type != "cuda":
         raise BenchmarkError("'backend' triton needs a GPU: where kernels are interpreted, time means nothing.")
     tabulate = require("tabulate").tabulate
     if given.threads is not None:
@@ -159,7 +159,7 @@ def _run(given: argparse.Namespace) -> int:
         ]
         records += found
         print(
-            f"{shape[0]:,} x {shape[1]}, {given.dtype}, backend {resolve(given.backend)}; {where['device']}, "
+            f"{shape[0]:,} x {shape[1]}, {given.dtype}, backend {resolve(given.backend, x)}; {where['device']}, "
             f"{where['threads']} threads, torch {where['packages']['torch']}; {given.repetitions} rounds\n"
         )
         if warning:

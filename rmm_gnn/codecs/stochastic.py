@@ -11,7 +11,6 @@ from torch import Tensor
 from rmm_gnn._validation import check_choice, check_positive_int
 from rmm_gnn.codecs.base import Codec
 from rmm_gnn.codecs.bitpack import pack, packed_width, unpack
-from rmm_gnn.kernels import resolve
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.seeding import Stream, hash_index
 
@@ -95,7 +94,7 @@ class StochasticCodec(Codec):
         return super().num_bytes(num_rows, num_columns, dtype)
 
     def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor, *, backend: str = "auto") -> None:
-        if resolve(backend) == "triton":
+        if backend == "triton":
             from rmm_gnn.kernels import codes_triton
 
             codes, scales = (tensor[start : start + block.shape[0]] for tensor in payload)
@@ -125,7 +124,7 @@ class StochasticCodec(Codec):
         *,
         backend: str = "auto",
     ) -> Tensor:
-        if resolve(backend) == "triton":
+        if backend == "triton":
             from rmm_gnn.kernels import codes_triton
 
             codes, scales = (tensor[start:stop] for tensor in payload)

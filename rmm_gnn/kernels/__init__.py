@@ -7,19 +7,24 @@ import importlib.util
 from torch import Tensor
 
 from rmm_gnn._validation import check_choice
-from rmm_gnn.kernels import reference
+from rmm_gnn.kernels import native, reference
 
-BACKENDS = ("auto", "torch", "scatter", "triton")
+BACKENDS = ("auto", "torch", "native", "scatter", "triton")
 
 
 def check_backend(backend: str) -> str:
-    """Return ``backend`` if it is known and can run here.
+    """Return ``backend`` if it is known and installed.
 
     Raises:
         ValueError: If the name is unknown.
         ImportError: If what ``backend`` is the name of is not installed.
     """
     check_choice("backend", backend, BACKENDS)
+    if backend == "native" and not native.is_built():
+        raise ImportError(
+            "backend 'native' needs kernels that are compiled on installation, where there is a C compiler. "
+            "Install one and the package again, or use backend='auto'."
+        )
     if backend == "scatter" and importlib.util.find_spec("torch_scatter") is None:
         raise ImportError(
             "backend 'scatter' needs torch-scatter. Run scripts/install_scatter.sh, or use backend='auto'."
@@ -31,14 +36,19 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def resolve(backend: str) -> str:
-    """Name the implementation that ``backend`` stands for: ``"auto"`` is ``"torch"``, the fastest measured so far."""
-    return "torch" if backend == "auto" else backend
+def resolve(backend: str, matrix: Tensor) -> str:
+    """Name the implementation that ``backend`` stands for: ``"auto"`` is the fastest one measured for such a matrix.
+
+    That is ``"native"`` on the CPU, for the types that it takes and where it is built, and ``"torch"`` elsewhere.
+    """
+    if backend != "auto":
+        return backend
+    return "native" if native.is_built() and native.takes(matrix) else "torch"
 
 
 def bucket_sum(matrix: Tensor, rows: Tensor, signs: Tensor, offsets: Tensor, backend: str) -> Tensor:
-    """Sum signed rows of ``matrix`` bucket by bucket with the chosen implementation; see ``reference.bucket_sum``."""
-    if resolve(backend) == "scatter":
+    """Sum signed rows of ``matrix`` bucket by bucket by torch-scatter, or as ``reference.bucket_sum`` does."""
+    if backend == "scatter":
         from rmm_gnn.kernels import scatter
 
         return scatter.bucket_sum(matrix, rows, signs, offsets)

@@ -6,7 +6,7 @@ import json
 from functools import lru_cache
 
 from rmm_gnn._validation import check_choice
-from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Draw, Sketch
+from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Draw, Pass, Sketch
 from rmm_gnn.sketches.block_rademacher import BlockRademacherSketch
 from rmm_gnn.sketches.count_sketch import CountSketch
 from rmm_gnn.sketches.gaussian import GaussianSketch
@@ -27,6 +27,7 @@ __all__ = [
     "ImportanceSamplingSketch",
     "KroneckerSketch",
     "NormSamplingSketch",
+    "Pass",
     "RademacherSketch",
     "RowSamplingSketch",
     "SORSSketch",

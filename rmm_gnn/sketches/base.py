@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,20 @@ class Draw:
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
     backend: str = "auto"
     rows: Tensor | None = None
+
+
+class Pass(NamedTuple):
+    """What a family may give in one pass over a matrix M, all in the accumulation type.
+
+    Attributes:
+        sketch: S^T M [k, N].
+        sums: Column sums of M, or of its selected rows [N].
+        ones: S^T 1 [k].
+    """
+
+    sketch: Tensor
+    sums: Tensor
+    ones: Tensor
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,13 @@ class Sketch(ABC):
         for start in range(0, draw.sketch_size, height):
             stop = min(start + height, draw.sketch_size)
             yield start, stop, self.sketch_rows(matrix, half, start, stop)
+
+    def one_pass(self, matrix: Tensor, draw: Draw) -> Pass | None:
+        """Return the whole sketch with what centring needs besides, where that is faster than one by one.
+
+        The whole sketch is in memory then: the caller sees to it that the workspace holds it.
+        """
+        return None
 
     def apply(
         self,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from rmm_gnn._validation import check_positive_int
-from rmm_gnn.kernels import resolve
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.kernels.rows import count_of, numbers
 from rmm_gnn.permutation import permutation
@@ -76,7 +75,7 @@ class BlockRademacherSketch(Sketch):
         num_rows, num_columns = count_of(matrix, draw.rows), matrix.shape[1]
         seed, sketch_size = draw.seed, draw.sketch_size
         num_blocks = self.num_blocks(num_rows, sketch_size)
-        if resolve(draw.backend) == "triton":
+        if draw.backend == "triton":
             from rmm_gnn.kernels import dense_triton
 
             return dense_triton.sketch(

@@ -9,12 +9,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from rmm_gnn.kernels import bucket_sum, resolve
+from rmm_gnn.kernels import bucket_sum, native, resolve
 from rmm_gnn.kernels.reference import accumulation_dtype, gathers_in_place
 from rmm_gnn.kernels.rows import count_of, numbers
 from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import random_signs
-from rmm_gnn.sketches.base import Draw, Sketch, State
+from rmm_gnn.sketches.base import Draw, Pass, Sketch, State
 from rmm_gnn.sketches.blocks import block_start, pair_share
 from rmm_gnn.sketches.moments import Moments
 
@@ -66,7 +66,7 @@ class CountSketch(Sketch):
 
     name: ClassVar[str] = "count_sketch"
     selects_rows: ClassVar[bool] = True
-    backends: ClassVar[tuple[str, ...]] = ("scatter", "triton")
+    backends: ClassVar[tuple[str, ...]] = ("native", "scatter", "triton")
 
     def to_dense(
         self,
@@ -85,7 +85,10 @@ class CountSketch(Sketch):
         return dense
 
     def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
-        if resolve(draw.backend) == "triton":
+        backend = resolve(draw.backend, matrix)
+        if backend == "native":
+            return native.count_sketch(matrix, draw.seed, draw.sketch_size, start, stop, rows=draw.rows).rows
+        if backend == "triton":
             from rmm_gnn.kernels import count_sketch_triton
 
             return count_sketch_triton.sketch(matrix, draw.seed, draw.sketch_size, start, stop, rows=draw.rows)[0]
@@ -93,7 +96,7 @@ class CountSketch(Sketch):
         seed, sketch_size = draw.seed, draw.sketch_size
         dtype = accumulation_dtype(matrix.dtype)
         gathered = 0
-        if resolve(draw.backend) == "scatter" or not gathers_in_place(matrix):
+        if backend == "scatter" or not gathers_in_place(matrix):
             gathered = num_columns * (dtype.itemsize + matrix.element_size())
         limit = max(1, draw.workspace_bytes // (_BYTES_PER_POSITION + gathered))
 
@@ -101,7 +104,7 @@ class CountSketch(Sketch):
             # A permutation of the selected rows is one more look-up: bucket sums gather in any case.
             rows = numbers(draw.rows, permutation(seed, num_rows, begin, end))
             offsets = _offsets(num_rows, sketch_size, first, last, begin, seed.device).to(rows.dtype)
-            return bucket_sum(matrix, rows, random_signs(seed, begin, end, dtype), offsets, draw.backend)
+            return bucket_sum(matrix, rows, random_signs(seed, begin, end, dtype), offsets, backend)
 
         tiles = list(_position_tiles(num_rows, sketch_size, start, stop, limit))
         if len(tiles) == 1:
@@ -111,8 +114,22 @@ class CountSketch(Sketch):
             out[first - start : last - start] += sums_of(first, last, begin, end)
         return out
 
+    def one_pass(self, matrix: Tensor, draw: Draw) -> Pass | None:
+        size, backend = draw.sketch_size, resolve(draw.backend, matrix)
+        if backend == "native":
+            rows, sums, ones = native.count_sketch(matrix, draw.seed, size, 0, size, rows=draw.rows, with_sums=True)
+        elif backend == "triton":
+            from rmm_gnn.kernels import count_sketch_triton
+
+            rows, sums = count_sketch_triton.sketch(matrix, draw.seed, size, 0, size, rows=draw.rows, with_sums=True)
+            ones = self.sketch_ones(count_of(matrix, draw.rows), draw, rows.dtype)
+        else:
+            return None
+        assert sums is not None and ones is not None
+        return Pass(rows, sums, ones)
+
     def sketch_ones(self, num_rows: int, draw: Draw, dtype: torch.dtype) -> Tensor:
-        if resolve(draw.backend) == "triton":
+        if draw.backend == "triton":
             return super().sketch_ones(num_rows, draw, dtype)
         seed, sketch_size = draw.seed, draw.sketch_size
         # Needs the signs only: differences of their running sum.

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rmm_gnn.kernels import resolve
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.kernels.rows import count_of, tile
 from rmm_gnn.seeding import Stream, hash_index, mix32
@@ -47,7 +46,7 @@ class EntrywiseSketch(Sketch):
         return self.entries(seed, rows, 0, sketch_size).to(dtype).mul_(sketch_size**-0.5)
 
     def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
-        if resolve(draw.backend) == "triton":
+        if draw.backend == "triton":
             from rmm_gnn.kernels import dense_triton
 
             return dense_triton.sketch(

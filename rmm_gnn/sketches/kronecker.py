@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rmm_gnn._validation import check_choice, check_positive_int
-from rmm_gnn.kernels import bucket_sum, resolve
+from rmm_gnn.kernels import bucket_sum
 from rmm_gnn.kernels.reference import accumulation_dtype, gathers_in_place
 from rmm_gnn.permutation import permutation
 from rmm_gnn.seeding import derived_seed, random_signs
@@ -154,7 +154,7 @@ class KroneckerSketch(Sketch):
         inner, inner_signs = permutation(inner_seed, grid.inner), random_signs(inner_seed, 0, grid.inner, dtype)
         row_type = torch.int32 if num_rows < 2**31 else torch.int64
         gathered = 0
-        if resolve(draw.backend) == "scatter" or not gathers_in_place(matrix):
+        if draw.backend == "scatter" or not gathers_in_place(matrix):
             gathered = num_columns * (dtype.itemsize + matrix.element_size())
         limit = max(1, draw.workspace_bytes // (_BYTES_PER_POSITION + gathered))
 

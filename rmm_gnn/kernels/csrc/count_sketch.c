@@ -1,0 +1,152 @@
+/* S^T M of the balanced CountSketch in one pass over M, with its column sums and S^T 1. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "hashing.h"
+#include "permutation.h"
+#include "threads.h"
+
+/* One copy of a function for each instruction set, chosen when the library is loaded. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define CLONES
+#endif
+
+enum { BATCH = 256 };
+
+typedef struct {
+    const void *matrix;
+    int64_t row_stride, column_stride; /* in entries */
+    const void *selected;              /* numbers of the rows that are sketched, or NULL for all */
+    int selected_is_wide;              /* int64 instead of int32 */
+    int64_t num_columns, sketch_size, start;
+    uint64_t seed;
+    permutation rows;
+    void *out;    /* [stop - start, num_columns] */
+    double *sums; /* [threads, num_columns], or NULL */
+    float *ones;  /* [stop - start], or NULL */
+} sketch_task;
+
+static inline uint64_t bucket_begin(const sketch_task *task, int64_t bucket) {
+    return (uint64_t)bucket * task->rows.num_rows / (uint64_t)task->sketch_size;
+}
+
+/* Row numbers and signs of positions [position, position + count). */
+static void read_batch(const sketch_task *task, stream_key key, uint64_t position, int count, uint64_t *rows,
+                       float *signs) {
+    permutation_read(&task->rows, position, count, rows);
+    for (int i = 0; i < count;) {
+        uint32_t word = hash_index((uint32_t)((position + i) / 32), key);
+        int bit = (int)((position + i) % 32);
+        for (; bit < 32 && i < count; bit++, i++)
+            signs[i] = (word >> bit) & 1 ? -1.0f : 1.0f;
+    }
+    if (task->selected != NULL)
+        for (int i = 0; i < count; i++)
+            rows[i] = task->selected_is_wide ? (uint64_t)((const int64_t *)task->selected)[rows[i]]
+                                             : (uint64_t)((const int32_t *)task->selected)[rows[i]];
+}
+
+static inline float from_bf16(uint16_t value) {
+    uint32_t bits = (uint32_t)value << 16;
+    float result;
+    memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+#define IDENTITY(value) (value)
+
+/* NAME: of the function; ENTRY: type of the matrix; SUM: of the sums; LOAD: from one to the other. */
+#define DEFINE_SKETCH(NAME, ENTRY, SUM, LOAD)                                                                          \
+    CLONES static int NAME(void *given, int thread, int64_t begin, int64_t end) {                                      \
+        const sketch_task *task = given;                                                                               \
+        const int64_t columns = task->num_columns, stride = task->column_stride;                                       \
+        stream_key key = key_of(task->seed, STREAM_SIGNS);                                                             \
+        uint64_t rows[BATCH];                                                                                          \
+        float signs[BATCH];                                                                                            \
+        double *total = task->sums == NULL ? NULL : task->sums + thread * columns;                                     \
+        SUM *plain = total == NULL ? NULL : malloc(sizeof(SUM) * (size_t)columns);                                     \
+        if (total != NULL && plain == NULL)                                                                            \
+            return -1;                                                                                                 \
+        uint64_t position = bucket_begin(task, begin), last = bucket_begin(task, end), ready = position;               \
+        for (int64_t bucket = begin; bucket < end; bucket++) {                                                         \
+            SUM *restrict out = (SUM *)task->out + (bucket - task->start) * columns;                                   \
+            uint64_t stop = bucket_begin(task, bucket + 1);                                                            \
+            float signed_ones = 0.0f;                                                                                  \
+            memset(out, 0, sizeof(SUM) * (size_t)columns);                                                             \
+            if (plain != NULL)                                                                                         \
+                memset(plain, 0, sizeof(SUM) * (size_t)columns);                                                       \
+            for (; position < stop; position++) {                                                                      \
+                int place = (int)((position - bucket_begin(task, begin)) % BATCH);                                     \
+                if (position == ready) {                                                                               \
+                    int count = last - position < BATCH ? (int)(last - position) : BATCH;                              \
+                    read_batch(task, key, position, count, rows, signs);                                               \
+                    ready += (uint64_t)count;                                                                          \
+                }                                                                                                      \
+                const ENTRY *restrict row = (const ENTRY *)task->matrix + (int64_t)rows[place] * task->row_stride;     \
+                const SUM sign = (SUM)signs[place];                                                                    \
+                signed_ones += signs[place];                                                                           \
+                if (stride == 1 && plain == NULL)                                                                      \
+                    for (int64_t c = 0; c < columns; c++)                                                              \
+                        out[c] += sign * (SUM)LOAD(row[c]);                                                            \
+                else if (stride == 1)                                                                                  \
+                    for (int64_t c = 0; c < columns; c++) {                                                            \
+                        SUM value = (SUM)LOAD(row[c]);                                                                 \
+                        out[c] += sign * value;                                                                        \
+                        plain[c] += value;                                                                             \
+                    }                                                                                                  \
+                else                                                                                                   \
+                    for (int64_t c = 0; c < columns; c++) {                                                            \
+                        SUM value = (SUM)LOAD(row[c * stride]);                                                        \
+                        out[c] += sign * value;                                                                        \
+                        if (plain != NULL)                                                                             \
+                            plain[c] += value;                                                                         \
+                    }                                                                                                  \
+            }                                                                                                          \
+            if (task->ones != NULL)                                                                                    \
+                task->ones[bucket - task->start] = signed_ones;                                                        \
+            if (total != NULL)                                                                                         \
+                for (int64_t c = 0; c < columns; c++)                                                                  \
+                    total[c] += (double)plain[c];                                                                      \
+        }                                                                                                              \
+        free(plain);                                                                                                   \
+        return 0;                                                                                                      \
+    }
+
+DEFINE_SKETCH(sketch_float, float, float, IDENTITY)
+DEFINE_SKETCH(sketch_double, double, double, IDENTITY)
+DEFINE_SKETCH(sketch_bf16, uint16_t, float, from_bf16)
+
+/* Rows [start, stop) of S^T M, for an M of float (type 0), double (1) or bfloat16 (2).
+ *
+ * sums [num_columns] gets the sums of the rows of these buckets without signs, ones [stop - start] those rows of S^T 1;
+ * either may be NULL. Returns 0, or -1 where there is no memory.
+ */
+int rmm_count_sketch(const void *matrix, int type, int64_t row_stride, int64_t column_stride, const void *selected,
+                     int selected_is_wide, int64_t num_rows, int64_t num_columns, uint32_t side_a, uint32_t side_b,
+                     int64_t sketch_size, int64_t start, int64_t stop, uint64_t seed, int threads, void *out,
+                     double *sums, float *ones) {
+    static const share_function functions[] = {sketch_float, sketch_double, sketch_bf16};
+    sketch_task task = {matrix,      row_stride, column_stride, selected, selected_is_wide, num_columns,
+                        sketch_size, start,      seed,          {0},      out,              NULL,
+                        ones};
+    threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+    if (permutation_open(&task.rows, seed, (uint64_t)num_rows, side_a, side_b) != 0)
+        return -1;
+    if (sums != NULL && (task.sums = calloc((size_t)threads * (size_t)num_columns + 1, sizeof(double))) == NULL) {
+        permutation_close(&task.rows);
+        return -1;
+    }
+    int failed = run_shares(functions[type], &task, threads, start, stop);
+    if (sums != NULL) {
+        memset(sums, 0, sizeof(double) * (size_t)num_columns);
+        for (int t = 0; t < threads; t++)
+            for (int64_t c = 0; c < num_columns; c++)
+                sums[c] += task.sums[t * num_columns + c];
+        free(task.sums);
+    }
+    permutation_close(&task.rows);
+    return failed;
+}
