@@ -5,6 +5,7 @@ python -m rmm_gnn.kernels.building       # again, after a compiler was installed
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -15,6 +16,14 @@ from pathlib import Path
 LIBRARY = Path(__file__).with_name("_native.so")
 _SOURCES = Path(__file__).with_name("csrc")
 _FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread")
+
+
+def fingerprint() -> str:
+    """Name the sources by what is in them."""
+    digest = hashlib.sha256()
+    for path in sorted(_SOURCES.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def find_compiler() -> list[str]:
@@ -33,7 +42,8 @@ def compile_library(library: Path = LIBRARY) -> str | None:
         return "there is no C compiler."
     # Under another name first: nobody loads one half written.
     unfinished = library.with_suffix(f".{os.getpid()}.tmp")
-    command = [*compiler, *_FLAGS, *sorted(map(str, _SOURCES.glob("*.c"))), "-o", str(unfinished)]
+    flags = [*_FLAGS, f'-DRMM_SOURCES="{fingerprint()}"']
+    command = [*compiler, *flags, *sorted(map(str, _SOURCES.glob("*.c"))), "-o", str(unfinished)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
         unfinished.replace(library)

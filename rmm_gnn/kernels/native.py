@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
 from functools import cache
 from typing import NamedTuple
 
@@ -34,11 +35,28 @@ class Sketched(NamedTuple):
 
 @cache
 def is_built() -> bool:
-    """Whether the library was compiled before it was first asked for."""
-    # Imported here, so that `python -m rmm_gnn.kernels.building` does not find itself imported.
-    from rmm_gnn.kernels.building import LIBRARY
+    """Whether the library was there, compiled from the sources beside it, when it was first asked for.
 
-    return LIBRARY.exists()
+    An update of the sources in place does not compile them; what was compiled before is not used then, with a warning.
+    """
+    # Imported here, so that `python -m rmm_gnn.kernels.building` does not find itself imported.
+    from rmm_gnn.kernels.building import LIBRARY, fingerprint
+
+    if not LIBRARY.exists():
+        return False
+    try:
+        sources = ctypes.c_char.in_dll(ctypes.CDLL(str(LIBRARY)), "rmm_sources")
+        found = ctypes.string_at(ctypes.addressof(sources)).decode()
+    except (OSError, ValueError) as error:  # it cannot be loaded, or says nothing
+        found = str(error)
+    if found != fingerprint():
+        warnings.warn(
+            "rmm_gnn's compiled kernels are of other sources or of another machine, and are not used. "
+            "Run python -m rmm_gnn.kernels.building.",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def takes(matrix: Tensor) -> bool:

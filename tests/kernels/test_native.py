@@ -138,3 +138,21 @@ def test_compiling_says_what_went_wrong(monkeypatch, tmp_path):
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", "")
     assert building.compile_library(library) == "there is no C compiler."
+
+
+def test_a_library_of_other_sources_is_not_used(monkeypatch, tmp_path):
+    is_built = native.is_built.__wrapped__
+    other, broken, right = (tmp_path / f"{name}.so" for name in ("other", "broken", "right"))
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "fingerprint", lambda: "of another day")
+        assert building.compile_library(other) is None
+    broken.write_text("no library")
+    assert building.compile_library(right) is None
+    for library, expected in ((other, "of other sources"), (broken, "of another machine")):
+        monkeypatch.setattr(building, "LIBRARY", library)
+        with pytest.warns(UserWarning, match=expected):
+            assert not is_built()
+    monkeypatch.setattr(building, "LIBRARY", tmp_path / "missing.so")
+    assert not is_built()
+    monkeypatch.setattr(building, "LIBRARY", right)
+    assert is_built()
