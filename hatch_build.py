@@ -13,7 +13,7 @@ KERNELS = "rmm_gnn/kernels"
 
 
 class CustomBuildHook(BuildHookInterface):
-    """Adds the library to wheels, editable ones included; one that cannot be built is left out, which is said."""
+    """Adds the library to wheels, editable ones included; where it cannot be built, `pip install -v` says why."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":

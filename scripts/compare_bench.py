@@ -25,7 +25,8 @@ from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.script import guarded, parser_of
 
 SLOWER = "SLOWER"
-_SETTINGS = ("device", "threads")
+# Of the environment, and of the command where it has them.
+_ENVIRONMENT, _COMMAND = ("device", "threads"), ("backend", "dtype", "rate")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
         for row in found["rows"]:
             _ = row["shape"], row["layer"], float(row["ratio"]["median"])
-        _ = [found["environment"][name] for name in _SETTINGS]
+        _ = [found["environment"][name] for name in _ENVIRONMENT]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(
             f"'{path}' could not be read ({error!r}). Give a file that a benchmark's --out wrote."
@@ -83,16 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("before", type=Path, help="JSON file of the code as it was")
     parser.add_argument("after", type=Path, help="JSON file of the code as it is")
     parser.add_argument("--tolerance", type=float, default=0.1, help="growth of a ratio that is let pass")
-    parser.add_argument("--any-device", action="store_true", help="compare files of different devices or threads")
+    parser.add_argument("--anyway", action="store_true", help="compare files of other devices, threads or settings")
     return guarded(lambda: _run(parser.parse_args(argv)), "interrupted")
 
 
 def _run(given: argparse.Namespace) -> int:
     before, after = read(given.before), read(given.after)
-    for name in _SETTINGS:
-        values = before["environment"][name], after["environment"][name]
-        if values[0] != values[1] and not given.any_device:
-            raise BenchmarkError(f"The files differ in {name} ({values[0]} and {values[1]}). Use --any-device.")
+    for part, names in (("environment", _ENVIRONMENT), ("settings", _COMMAND)):
+        for name in names:
+            values = before.get(part, {}).get(name), after.get(part, {}).get(name)
+            if values[0] != values[1] and not given.anyway:
+                raise BenchmarkError(f"The files differ in {name} ({values[0]} and {values[1]}). Use --anyway.")
     compared = compare(before, after, given.tolerance)
     if not compared:
         raise BenchmarkError("The files have no row in common. Run both with the same --shape and layers.")
@@ -112,7 +114,8 @@ def _run(given: argparse.Namespace) -> int:
     headers = ["shape", "layer", "ratio before", "ratio after", "change", ""]
     print(require("tabulate").tabulate(rows, headers, tablefmt="github", disable_numparse=True))
     slower = [row for row in compared if row["verdict"] == SLOWER]
-    print(f"\n{len(compared)} rows compared, {len(slower)} slower by more than {given.tolerance:.0%}.")
+    gone = len(before["rows"]) - len(compared)
+    print(f"\n{len(compared)} rows compared, {len(slower)} slower by more than {given.tolerance:.0%}, {gone} gone.")
     return 1 if slower else 0
 
 

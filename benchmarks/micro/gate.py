@@ -9,7 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.harness.errors import BenchmarkError
+from rmm_gnn.kernels import native
 
 ROOT = Path(__file__).resolve().parents[2]
 UNVERIFIED = "UNVERIFIED: the tests that belong to these numbers did not run."
@@ -50,7 +53,7 @@ def check(tests: Sequence[str], skip: bool) -> str | None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", *tests]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
-        tail = "\n".join(result.stdout.splitlines()[-15:])
+        tail = "\n".join([*result.stdout.splitlines()[-15:], *result.stderr.splitlines()[-3:]])
         raise BenchmarkError(
             f"{tail}\nThe tests of what is to be timed do not pass (above). Mend it, or use --no-gate."
         )
@@ -61,9 +64,10 @@ def check(tests: Sequence[str], skip: bool) -> str | None:
 
 
 def _fingerprint(tests: Sequence[str]) -> str:
-    """Names the state of the package and of the tests, and which Python runs them."""
-    digest = hashlib.sha256(sys.version.encode())
-    for path in sorted([*(ROOT / "rmm_gnn").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]):
+    """Names the state of the package and of the tests, and what runs them."""
+    digest = hashlib.sha256(f"{sys.version} {torch.__version__} {native.is_built()}".encode())
+    sources = [path for suffix in ("py", "c", "h") for path in (ROOT / "rmm_gnn").rglob(f"*.{suffix}")]
+    for path in sorted([*sources, *(ROOT / "tests").rglob("*.py")]):
         digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     digest.update(" ".join(tests).encode())
     return digest.hexdigest()

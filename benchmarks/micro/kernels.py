@@ -132,10 +132,13 @@ def _run(given: argparse.Namespace) -> int:
         raise BenchmarkError(f"'repetitions' must be at least 1 (got {given.repetitions}). Choose more.")
     try:
         check_backend(given.backend)
+        if given.backend == "triton" and device.type != "cuda":
+            raise ValueError("'backend' triton needs a GPU: where kernels are interpreted, time means nothing.")
+        small = torch.ones(64, 8, device=device, dtype=getattr(torch, given.dtype))
+        for kernel in kernels(small, given.rate, given.backend).values():
+            kernel.run()
     except (ImportError, ValueError) as error:
         raise BenchmarkError(str(error)) from error
-    if given.backend == "triton" and device.type != "cuda":
-        raise BenchmarkError("'backend' triton needs a GPU: where kernels are interpreted, time means nothing.")
     tabulate = require("tabulate").tabulate
     if given.threads is not None:
         torch.set_num_threads(given.threads)

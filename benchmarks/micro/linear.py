@@ -131,7 +131,9 @@ def _run(given: argparse.Namespace) -> int:
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     try:  # before the tests run
-        ways.sketched(nn.Linear(1, 1), given.sketch, given.rate, given.codec, given.backend)
+        small = nn.Linear(8, 4, device=device)
+        for layer in ways.sketched(small, given.sketch, given.rate, given.codec, given.backend).values():
+            layer(torch.ones(64, 8, device=device)).sum().backward()
     except (ImportError, TypeError, ValueError) as error:
         raise BenchmarkError(str(error)) from error
     warning = gate.check(TESTS, given.no_gate)

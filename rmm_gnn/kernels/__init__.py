@@ -21,10 +21,7 @@ def check_backend(backend: str) -> str:
     """
     check_choice("backend", backend, BACKENDS)
     if backend == "native" and not native.is_built():
-        raise ImportError(
-            "backend 'native' needs kernels that are compiled on installation, where there is a C compiler. "
-            "Install one and the package again, or use backend='auto'."
-        )
+        raise ImportError(native.NOT_BUILT)
     if backend == "scatter" and importlib.util.find_spec("torch_scatter") is None:
         raise ImportError(
             "backend 'scatter' needs torch-scatter. Run scripts/install_scatter.sh, or use backend='auto'."

@@ -5,6 +5,7 @@ python -m rmm_gnn.kernels.building       # again, after a compiler was installed
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -19,9 +20,9 @@ _FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread")
 
 
 def fingerprint() -> str:
-    """Name the sources by what is in them."""
-    digest = hashlib.sha256()
-    for path in sorted(_SOURCES.iterdir()):
+    """Name the sources, and how they are compiled, by what is in them."""
+    digest = hashlib.sha256(" ".join(_FLAGS).encode())
+    for path in sorted([*_SOURCES.glob("*.c"), *_SOURCES.glob("*.h")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -33,22 +34,23 @@ def find_compiler() -> list[str]:
 
 
 def compile_library(library: Path = LIBRARY) -> str | None:
-    """Compile the kernels into ``library``, and remove what was there before; return what went wrong, or None."""
-    library.unlink(missing_ok=True)  # of other sources, or of another machine
-    compiler = find_compiler()
-    if sys.platform == "win32":
-        return "they need POSIX threads."
-    if not compiler:
-        return "there is no C compiler."
+    """Compile the kernels into ``library``, in place of what is there; return what went wrong, or None."""
     # Under another name first: nobody loads one half written.
     unfinished = library.with_suffix(f".{os.getpid()}.tmp")
-    flags = [*_FLAGS, f'-DRMM_SOURCES="{fingerprint()}"']
-    command = [*compiler, *flags, *sorted(map(str, _SOURCES.glob("*.c"))), "-o", str(unfinished)]
+    compiler = find_compiler()
     try:
+        if sys.platform == "win32":
+            raise OSError("they need POSIX threads.")
+        if not compiler:
+            raise OSError("there is no C compiler.")
+        flags = [*_FLAGS, f'-DRMM_SOURCES="{fingerprint()}"']
+        command = [*compiler, *flags, *sorted(map(str, _SOURCES.glob("*.c"))), "-o", str(unfinished)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         unfinished.replace(library)
     except (OSError, subprocess.CalledProcessError) as error:
-        unfinished.unlink(missing_ok=True)
+        for path in (unfinished, library):
+            with contextlib.suppress(OSError):  # a folder that cannot be written to
+                path.unlink(missing_ok=True)
         return f"{error} {getattr(error, 'stderr', '')}".strip()
     return None
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmm_gnn.kernels.hashing_triton import hash_words, stream_key
-from rmm_gnn.kernels.launching_triton import check_device, tile_entries
+from rmm_gnn.kernels.launching_triton import check_device, on_device, tile_entries
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.seeding import Stream
 
@@ -51,6 +51,12 @@ def _directed(value, UP: tl.constexpr, BF16: tl.constexpr):
 
 
 @triton.jit
+def _divide(value, by):
+    """Round to nearest, as plain torch does; `/` of float32 is faster and may be off by two units in the last place."""
+    return tl.div_rn(value, by) if value.dtype == tl.float32 else value / by
+
+
+@triton.jit
 def _choose_scales(
     block,  # [R, N]
     scales,  # [R, 2 groups]
@@ -83,7 +89,7 @@ def _choose_scales(
     spread = high - low
     low = tl.where((odd > 0) | (spread == float("inf")), float("nan"), low)
     offset = _directed(low, False, BF16)
-    step = (high - offset.to(ACCUMULATE)) / tl.full((), LEVELS, ACCUMULATE)
+    step = _divide(high - offset.to(ACCUMULATE), tl.full([ROWS], LEVELS, ACCUMULATE))
     places = scales + rows * (2 * groups) + group
     tl.store(places, offset.to(scales.dtype.element_ty), mask=rows < num_rows)
     tl.store(places + groups, _directed(step, True, BF16).to(scales.dtype.element_ty), mask=rows < num_rows)
@@ -126,7 +132,7 @@ def _pack(
         step = tl.where(step == 0, 1.0, step)
         noise = row_noise[:, None] + _uniform(hash_words(columns, column_low, column_high)).to(ACCUMULATE)[None, :]
         noise = tl.where(noise >= 1, noise - 1, noise)
-        level = (tile - offset) / step + noise
+        level = _divide(tile - offset, step) + noise
         level = tl.minimum(tl.where(level == level, level, 0.0), 2**BITS - 1)
         packed |= tl.where(inside, level.to(tl.int32), 0).to(tl.uint8) << (BITS * plane)
     tl.store(
@@ -199,40 +205,42 @@ def encode(
     groups = scales.shape[1] // 2
     accumulate = tl.float64 if accumulation_dtype(block.dtype) == torch.float64 else tl.float32
     rows, columns = _tile(group_size)
-    _choose_scales[(triton.cdiv(num_rows, rows), groups)](
-        block,
-        scales,
-        num_rows,
-        num_columns,
-        group_size,
-        groups,
-        *block.stride(),
-        LEVELS=2**bits - 1,
-        ACCUMULATE=accumulate,
-        BF16=scales.dtype == torch.bfloat16,
-        ROWS=rows,
-        COLUMNS=columns,
-        **_OPTIONS,
-    )
+    with on_device(block):
+        _choose_scales[(triton.cdiv(num_rows, rows), groups)](
+            block,
+            scales,
+            num_rows,
+            num_columns,
+            group_size,
+            groups,
+            *block.stride(),
+            LEVELS=2**bits - 1,
+            ACCUMULATE=accumulate,
+            BF16=scales.dtype == torch.bfloat16,
+            ROWS=rows,
+            COLUMNS=columns,
+            **_OPTIONS,
+        )
     rows, columns = _tile(width)
-    _pack[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))](
-        block,
-        codes,
-        scales,
-        seed,
-        start,
-        num_rows,
-        num_columns,
-        width,
-        group_size,
-        groups,
-        *block.stride(),
-        BITS=bits,
-        ACCUMULATE=accumulate,
-        ROWS=rows,
-        COLUMNS=columns,
-        **_OPTIONS,
-    )
+    with on_device(block):
+        _pack[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))](
+            block,
+            codes,
+            scales,
+            seed,
+            start,
+            num_rows,
+            num_columns,
+            width,
+            group_size,
+            groups,
+            *block.stride(),
+            BITS=bits,
+            ACCUMULATE=accumulate,
+            ROWS=rows,
+            COLUMNS=columns,
+            **_OPTIONS,
+        )
 
 
 def decode(
@@ -255,21 +263,22 @@ def decode(
     if out.numel() == 0:
         return out
     rows, columns = _tile(width)
-    _unpack[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))](
-        codes,
-        scales,
-        out,
-        num_rows,
-        num_columns,
-        width,
-        num_columns if group_size is None else min(group_size, num_columns),
-        scales.shape[1] // 2,
-        BITS=bits,
-        ACCUMULATE=tl.float64 if accumulation_dtype(dtype) == torch.float64 else tl.float32,
-        ROWS=rows,
-        COLUMNS=columns,
-        **_OPTIONS,
-    )
+    with on_device(codes):
+        _unpack[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))](
+            codes,
+            scales,
+            out,
+            num_rows,
+            num_columns,
+            width,
+            num_columns if group_size is None else min(group_size, num_columns),
+            scales.shape[1] // 2,
+            BITS=bits,
+            ACCUMULATE=tl.float64 if accumulation_dtype(dtype) == torch.float64 else tl.float32,
+            ROWS=rows,
+            COLUMNS=columns,
+            **_OPTIONS,
+        )
     return out
 
 

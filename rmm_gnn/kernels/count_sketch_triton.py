@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmm_gnn.kernels.hashing_triton import permuted, random_signs, round_keys, stream_key
-from rmm_gnn.kernels.launching_triton import check_device, index_dtype, tile_entries
+from rmm_gnn.kernels.launching_triton import check_device, index_dtype, on_device, tile_entries
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.kernels.rows import count_of
 from rmm_gnn.permutation import grid_sides
@@ -57,7 +57,7 @@ def _count_sketch(
         positions = begin[:, None] + (chunk + tl.arange(0, POSITIONS))[None, :]
         inside = tl.reshape(positions < end[:, None], [BUCKETS * POSITIONS])
         positions = tl.where(inside, tl.reshape(positions, [BUCKETS * POSITIONS]), 0).to(INDEX)
-        rows = permuted(positions, num_rows.to(INDEX), side_a.to(INDEX), side_b.to(INDEX), keys).to(tl.int64)
+        rows = permuted(positions, tl.cast(num_rows, INDEX), side_a.to(INDEX), side_b.to(INDEX), keys).to(tl.int64)
         if SELECTS:
             rows = tl.load(selected + rows).to(tl.int64)
         entries = matrix + rows[:, None] * row_stride + columns[None, :].to(tl.int64) * column_stride
@@ -115,28 +115,29 @@ def sketch(
     sums = matrix.new_empty((programs, num_columns), dtype=dtype) if with_sums else out
     if out.numel():
         side_a, side_b = grid_sides(num_rows)
-        _count_sketch[(programs, triton.cdiv(num_columns, columns))](
-            matrix,
-            seed if rows is None else rows,
-            out,
-            sums,
-            seed,
-            num_rows,
-            num_columns,
-            sketch_size,
-            largest,
-            side_a,
-            side_b,
-            start,
-            stop,
-            matrix.stride(0),
-            matrix.stride(1),
-            INDEX=index_dtype(side_a * side_b),
-            ACCUMULATE=tl.float64 if dtype == torch.float64 else tl.float32,
-            SELECTS=rows is not None,
-            SUMS=with_sums,
-            BUCKETS=buckets,
-            POSITIONS=positions,
-            COLUMNS=columns,
-        )
+        with on_device(matrix):
+            _count_sketch[(programs, triton.cdiv(num_columns, columns))](
+                matrix,
+                seed if rows is None else rows,
+                out,
+                sums,
+                seed,
+                num_rows,
+                num_columns,
+                sketch_size,
+                largest,
+                side_a,
+                side_b,
+                start,
+                stop,
+                matrix.stride(0),
+                matrix.stride(1),
+                INDEX=index_dtype(side_a * side_b),
+                ACCUMULATE=tl.float64 if dtype == torch.float64 else tl.float32,
+                SELECTS=rows is not None,
+                SUMS=with_sums,
+                BUCKETS=buckets,
+                POSITIONS=positions,
+                COLUMNS=columns,
+            )
     return out, sums.sum(0) if with_sums else None

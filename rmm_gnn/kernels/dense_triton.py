@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmm_gnn.kernels.hashing_triton import hash_words, mix32, permuted, round_keys, stream_key
-from rmm_gnn.kernels.launching_triton import check_device, index_dtype, is_interpreted
+from rmm_gnn.kernels.launching_triton import check_device, index_dtype, is_interpreted, on_device
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.kernels.rows import count_of
 from rmm_gnn.permutation import grid_sides
@@ -85,7 +85,7 @@ def _dense(
             inside = positions < end
             rows = tl.where(inside, positions, begin)
             if PERMUTES:
-                rows = permuted(rows.to(INDEX), num_rows.to(INDEX), side_a.to(INDEX), side_b.to(INDEX), keys)
+                rows = permuted(rows.to(INDEX), tl.cast(num_rows, INDEX), side_a.to(INDEX), side_b.to(INDEX), keys)
             row_words = hash_words(rows, row_low, row_high)
             if GAUSSIAN:
                 entries = _normals(row_words, column, column_low, column_high, SIZE)
@@ -148,28 +148,29 @@ def sketch(
     # A block's share of the columns of S, and what its first tile begins too early.
     widest = min(-(-sketch_size // blocks), stop - start) + 31
     side_a, side_b = grid_sides(num_rows)
-    _dense[(triton.cdiv(widest, size), triton.cdiv(num_columns, columns), last_block - first_block)](
-        matrix,
-        seed if rows is None else rows,
-        out,
-        seed,
-        num_rows,
-        num_columns,
-        sketch_size,
-        blocks,
-        side_a,
-        side_b,
-        start,
-        stop,
-        first_block,
-        *matrix.stride(),
-        INDEX=index_dtype(side_a * side_b),
-        ACCUMULATE=tl.float64 if dtype == torch.float64 else tl.float32,
-        GAUSSIAN=entries == "gaussian",
-        PERMUTES=num_blocks is not None,
-        SELECTS=rows is not None,
-        ROWS=height,
-        SIZE=size,
-        COLUMNS=columns,
-    )
+    with on_device(matrix):
+        _dense[(triton.cdiv(widest, size), triton.cdiv(num_columns, columns), last_block - first_block)](
+            matrix,
+            seed if rows is None else rows,
+            out,
+            seed,
+            num_rows,
+            num_columns,
+            sketch_size,
+            blocks,
+            side_a,
+            side_b,
+            start,
+            stop,
+            first_block,
+            *matrix.stride(),
+            INDEX=index_dtype(side_a * side_b),
+            ACCUMULATE=tl.float64 if dtype == torch.float64 else tl.float32,
+            GAUSSIAN=entries == "gaussian",
+            PERMUTES=num_blocks is not None,
+            SELECTS=rows is not None,
+            ROWS=height,
+            SIZE=size,
+            COLUMNS=columns,
+        )
     return out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,6 +14,11 @@ from torch import Tensor
 def is_interpreted(kernel: Any) -> bool:
     """Whether Triton was told, by TRITON_INTERPRET=1, to run its kernels in Python, on tensors of any device."""
     return not isinstance(kernel, triton.runtime.JITFunction)
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Launch on the GPU where ``tensor`` is: Triton takes the current one."""
+    return torch.cuda.device_of(tensor)
 
 
 def check_device(kernel: Any, tensor: Tensor) -> None:

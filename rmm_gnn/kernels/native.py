@@ -9,14 +9,25 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.kernels.rows import count_of
 from rmm_gnn.permutation import grid_sides
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_INDICES = (torch.int32, torch.int64)
 # A thread takes longer to start than such a share of the entries takes.
 _ENTRIES_PER_THREAD = 1 << 17
+# What a thread's column sums take: 12 bytes a column, or 16.
+_SUMS_BYTES = 16
+_NO_MEMORY = 1
+
+
+NOT_BUILT = (
+    "backend 'native' needs kernels that are compiled on installation, where there is a C compiler. Install one and "
+    "run python -m rmm_gnn.kernels.building, or use backend='auto'."
+)
 
 
 class Sketched(NamedTuple):
@@ -45,11 +56,12 @@ def is_built() -> bool:
     if not LIBRARY.exists():
         return False
     try:
+        expected: str | None = fingerprint()
         sources = ctypes.c_char.in_dll(ctypes.CDLL(str(LIBRARY)), "rmm_sources")
-        found = ctypes.string_at(ctypes.addressof(sources)).decode()
-    except (OSError, ValueError) as error:  # it cannot be loaded, or says nothing
-        found = str(error)
-    if found != fingerprint():
+        found: str | None = ctypes.string_at(ctypes.addressof(sources)).decode()
+    except (OSError, ValueError):  # it cannot be loaded or says nothing, or its sources are gone
+        found = expected = None
+    if found is None or found != expected:
         warnings.warn(
             "rmm_gnn's compiled kernels are of other sources or of another machine, and are not used. "
             "Run python -m rmm_gnn.kernels.building.",
@@ -60,19 +72,31 @@ def is_built() -> bool:
 
 
 def takes(matrix: Tensor) -> bool:
-    """Whether the kernels can read ``matrix``."""
-    return matrix.device.type == "cpu" and matrix.dtype in _TYPES
+    """Whether the kernels can read ``matrix``: a plain tensor on the CPU, of a type that they know.
+
+    They know nothing of autograd, nor of what wraps a tensor.
+    """
+    return (
+        matrix.dtype in _TYPES
+        and matrix.device.type == "cpu"
+        and type(matrix) in (Tensor, Parameter)
+        and not matrix.is_neg()
+        and not (matrix.requires_grad and torch.is_grad_enabled())
+        and not torch._C._functorch.is_functorch_wrapped_tensor(matrix)
+    )
 
 
 @cache
 def _library() -> ctypes.CDLL:
     from rmm_gnn.kernels.building import LIBRARY
 
+    if not is_built():
+        raise ImportError(NOT_BUILT)
     library = ctypes.CDLL(str(LIBRARY))
     size, pointer = ctypes.c_int64, ctypes.c_void_p
     word, number = ctypes.c_uint32, ctypes.c_int
     library.rmm_count_sketch.argtypes = [
-        pointer, number, size, size, pointer, number, size, size, word, word, size, size, size, ctypes.c_uint64,
+        pointer, number, size, size, size, pointer, number, size, size, word, word, size, size, size, ctypes.c_uint64,
         number, pointer, pointer, pointer,
     ]  # fmt: skip
     library.rmm_count_sketch.restype = number
@@ -88,11 +112,13 @@ def count_sketch(
     *,
     rows: Tensor | None = None,  # [B]
     with_sums: bool = False,
+    workspace_bytes: int = 1 << 26,
 ) -> Sketched:
     """Return rows [start, stop) of S^T ``matrix``, or of that of some ``rows``.
 
-    The permutation is made and read some hundred positions at a time; besides the result, memory for 6 sqrt(B) numbers
-    and a row of sums for every thread is allocated.
+    The permutation is made and read some hundred positions at a time.  Besides the result, memory for 6 sqrt(B) numbers
+    of 4 bytes is allocated, and with sums 16 bytes a column for every thread: as many threads as ``workspace_bytes``
+    holds these for, or one.
 
     Args:
         matrix: float32, float64 or bfloat16 on the CPU, any strides.
@@ -100,29 +126,36 @@ def count_sketch(
         sketch_size: k.
         start: First bucket.
         stop: End of the buckets.
-        rows: Row numbers that S is applied to, in this order; all if None.
+        rows: Row numbers that S is applied to, in this order, int32 or int64; all if None.
         with_sums: Whether to return sums and ones.
+        workspace_bytes: Bound on what the threads allocate for sums.
 
     Raises:
-        ValueError: If the kernels cannot read ``matrix``.
+        ValueError: If the kernels cannot read ``matrix`` or ``rows``.
+        IndexError: If one of ``rows`` is none of ``matrix``.
+        ImportError: If the kernels are not compiled.
         MemoryError: If there is no memory.
     """
-    if not takes(matrix):
+    if not takes(matrix) or (rows is not None and (rows.dtype not in _INDICES or rows.device != matrix.device)):
+        of_rows = "" if rows is None else f", rows of {rows.dtype} on {rows.device.type}"
         raise ValueError(
-            f"'backend' must be one that takes {matrix.dtype} on {matrix.device.type} (got 'native'). "
-            "Use backend='auto'."
+            f"'backend' must be one that takes {matrix.dtype} on {matrix.device.type}{of_rows} (got 'native', which is "
+            "for plain float tensors on the CPU, without a gradient). Use backend='auto'."
         )
     num_rows, num_columns = count_of(matrix, rows), matrix.shape[1]
     dtype = accumulation_dtype(matrix.dtype)
-    out = torch.empty(stop - start, num_columns, dtype=dtype)
-    sums = torch.empty(num_columns, dtype=torch.float64) if with_sums else None
-    ones = torch.empty(stop - start) if with_sums else None
+    out = matrix.new_empty((stop - start, num_columns), dtype=dtype)
+    sums = matrix.new_empty(num_columns, dtype=torch.float64) if with_sums else None
+    ones = matrix.new_empty(stop - start, dtype=torch.float32) if with_sums else None
     selected = None if rows is None else rows.contiguous()
-    threads = min(torch.get_num_threads(), 1 + matrix.numel() // _ENTRIES_PER_THREAD)
+    threads = min(torch.get_num_threads(), stop - start, 1 + num_rows * num_columns // _ENTRIES_PER_THREAD)
+    if with_sums:
+        threads = max(1, min(threads, workspace_bytes // (_SUMS_BYTES * max(1, num_columns))))
     failed = _library().rmm_count_sketch(
         matrix.data_ptr(),
         _TYPES[matrix.dtype],
         *matrix.stride(),
+        matrix.shape[0],
         None if selected is None else selected.data_ptr(),
         selected is not None and selected.dtype == torch.int64,
         num_rows,
@@ -137,6 +170,8 @@ def count_sketch(
         None if sums is None else sums.data_ptr(),
         None if ones is None else ones.data_ptr(),
     )
-    if failed:
+    if failed == _NO_MEMORY:
         raise MemoryError("There is no memory for the permutation of a sketch. Use smaller batches.")
+    if failed:
+        raise IndexError(f"'rows' must be rows of the matrix (one is not in [0, {matrix.shape[0]})). Correct them.")
     return Sketched(out, None if sums is None else sums.to(dtype), None if ones is None else ones.to(dtype))

@@ -117,7 +117,16 @@ class CountSketch(Sketch):
     def one_pass(self, matrix: Tensor, draw: Draw) -> Pass | None:
         size, backend = draw.sketch_size, resolve(draw.backend, matrix)
         if backend == "native":
-            rows, sums, ones = native.count_sketch(matrix, draw.seed, size, 0, size, rows=draw.rows, with_sums=True)
+            rows, sums, ones = native.count_sketch(
+                matrix,
+                draw.seed,
+                size,
+                0,
+                size,
+                rows=draw.rows,
+                with_sums=True,
+                workspace_bytes=draw.workspace_bytes // 2,
+            )
         elif backend == "triton":
             from rmm_gnn.kernels import count_sketch_triton
 

@@ -60,7 +60,7 @@ def test_part_of_the_buckets_and_selected_rows():
 
 
 def test_more_than_2_to_the_31_elements():
-    assert_is_sketch(far_apart(5, 40, torch.bfloat16), 2, 0, 2)
+    assert_is_sketch(far_apart(5, 40, torch.bfloat16, torch.device("cpu")), 2, 0, 2)
 
 
 def test_rows_do_not_depend_on_the_threads():
@@ -74,7 +74,7 @@ def test_rows_do_not_depend_on_the_threads():
         torch.set_num_threads(threads)
     for other in found[1:]:
         assert torch.equal(other.rows, found[0].rows) and torch.equal(other.ones, found[0].ones)
-        torch.testing.assert_close(other.sums, found[0].sums)
+        torch.testing.assert_close(other.sums, found[0].sums, rtol=0.0, atol=1e-7 * matrix.abs().sum(0).max().item())
 
 
 def test_inf_and_nan_stay_in_their_bucket_and_column():
@@ -88,6 +88,47 @@ def test_inf_and_nan_stay_in_their_bucket_and_column():
 def test_nothing_to_sum():
     found = native.count_sketch(torch.ones(10, 0), SEED, 2, 0, 2, with_sums=True)
     assert found.rows.shape == (2, 0) and found.sums.shape == (0,)
+
+
+def test_sums_of_long_buckets_are_those_of_float64():
+    # A float32 counter stops at 2^24.
+    assert native.count_sketch(torch.ones(2**24 + 3, 1), SEED, 1, 0, 1, with_sums=True).sums.item() == 2**24 + 4
+    matrix = torch.rand(300_000, 3)
+    sums = native.count_sketch(matrix, SEED, 2, 0, 2, with_sums=True).sums
+    torch.testing.assert_close(sums, matrix.double().sum(0).float(), rtol=2e-7, atol=0.0)
+
+
+def test_sums_share_a_small_workspace():
+    matrix = torch.randn(2000, 256)
+    small = native.count_sketch(matrix, SEED, 20, 0, 20, with_sums=True, workspace_bytes=1)
+    assert torch.equal(small.rows, native.count_sketch(matrix, SEED, 20, 0, 20).rows)
+
+
+def test_a_default_device_does_not_move_the_results():
+    matrix = torch.randn(30, 4)
+    with torch.device("meta"):
+        found = native.count_sketch(matrix, SEED, 3, 0, 3, with_sums=True)
+    assert {tensor.device.type for tensor in found} == {"cpu"}
+
+
+@pytest.mark.parametrize("rows", [[0, 30], [-1, 2]], ids=str)
+def test_rows_that_are_not_there(rows):
+    for dtype in (torch.int32, torch.int64):
+        with pytest.raises(IndexError, match=r"'rows' must be rows of the matrix \(one is not in \[0, 30\)\)"):
+            native.count_sketch(torch.randn(30, 4), SEED, 1, 0, 1, rows=torch.tensor(rows, dtype=dtype), with_sums=True)
+    with pytest.raises(ValueError, match=r"rows of torch.int16 on cpu"):
+        native.count_sketch(torch.randn(30, 4), SEED, 1, 0, 1, rows=torch.tensor([1], dtype=torch.int16))
+
+
+def test_what_kernels_cannot_see_goes_by_torch():
+    matrix = torch.randn(30, 4)
+    negative = torch.complex(matrix, matrix).conj().imag
+    torch.testing.assert_close(FAMILY.apply(negative, SEED, 3), FAMILY.apply(-matrix, SEED, 3))
+    assert FAMILY.apply(matrix.clone().requires_grad_(), SEED, 3).requires_grad
+    mapped = torch.func.vmap(lambda m: FAMILY.apply(m, SEED, 3))(matrix.expand(2, 30, 4))
+    torch.testing.assert_close(mapped[1], FAMILY.apply(matrix, SEED, 3))
+    with pytest.raises(ValueError, match="without a gradient"):
+        FAMILY.apply(matrix.clone().requires_grad_(), SEED, 3, backend="native")
 
 
 def weight_grad(backend, dtype=torch.float32, row_mask=None, **settings):
@@ -124,7 +165,7 @@ def test_auto_takes_them_where_it_can(monkeypatch):
 
 
 def test_other_types_are_refused_where_they_are_asked_for():
-    with pytest.raises(ValueError, match=r"'backend' must be one that takes torch.float16 on cpu \(got 'native'\)"):
+    with pytest.raises(ValueError, match=r"'backend' must be one that takes torch.float16 on cpu \(got 'native'"):
         weight_grad("native", dtype=torch.float16)
 
 
@@ -136,6 +177,7 @@ def test_compiling_says_what_went_wrong(monkeypatch, tmp_path):
     assert "false" in building.compile_library(library)
     assert not list(tmp_path.iterdir())  # what was there is not of these sources
     monkeypatch.delenv("CC")
+    assert "missing" in building.compile_library(tmp_path / "missing" / "kernels.so")
     monkeypatch.setenv("PATH", "")
     assert building.compile_library(library) == "there is no C compiler."
 

@@ -8,7 +8,7 @@
 #include "threads.h"
 
 /* One copy of a function for each instruction set, chosen when the library is loaded. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define CLONES
@@ -16,11 +16,15 @@
 
 enum { BATCH = 256 };
 
+/* What the functions here return where they fail. */
+enum { NO_MEMORY = 1, OUT_OF_RANGE = 2 };
+
 typedef struct {
     const void *matrix;
     int64_t row_stride, column_stride; /* in entries */
-    const void *selected;              /* numbers of the rows that are sketched, or NULL for all */
-    int selected_is_wide;              /* int64 instead of int32 */
+    int64_t matrix_rows;
+    const void *selected; /* numbers of the rows that are sketched, or NULL for all */
+    int selected_is_wide; /* int64 instead of int32 */
     int64_t num_columns, sketch_size, start;
     uint64_t seed;
     permutation rows;
@@ -33,8 +37,8 @@ static inline uint64_t bucket_begin(const sketch_task *task, int64_t bucket) {
     return (uint64_t)bucket * task->rows.num_rows / (uint64_t)task->sketch_size;
 }
 
-/* Row numbers and signs of positions [position, position + count). */
-static void read_batch(const sketch_task *task, stream_key key, uint64_t position, int count, uint64_t *rows,
+/* Row numbers and signs of positions [position, position + count); returns 0, or OUT_OF_RANGE. */
+static int read_batch(const sketch_task *task, stream_key key, uint64_t position, int count, uint64_t *rows,
                        float *signs) {
     permutation_read(&task->rows, position, count, rows);
     for (int i = 0; i < count;) {
@@ -44,9 +48,14 @@ static void read_batch(const sketch_task *task, stream_key key, uint64_t positio
             signs[i] = (word >> bit) & 1 ? -1.0f : 1.0f;
     }
     if (task->selected != NULL)
-        for (int i = 0; i < count; i++)
-            rows[i] = task->selected_is_wide ? (uint64_t)((const int64_t *)task->selected)[rows[i]]
-                                             : (uint64_t)((const int32_t *)task->selected)[rows[i]];
+        for (int i = 0; i < count; i++) {
+            int64_t row = task->selected_is_wide ? ((const int64_t *)task->selected)[rows[i]]
+                                                 : ((const int32_t *)task->selected)[rows[i]];
+            if (row < 0 || row >= task->matrix_rows)
+                return OUT_OF_RANGE;
+            rows[i] = (uint64_t)row;
+        }
+    return 0;
 }
 
 static inline float from_bf16(uint16_t value) {
@@ -66,24 +75,29 @@ static inline float from_bf16(uint16_t value) {
         stream_key key = key_of(task->seed, STREAM_SIGNS);                                                             \
         uint64_t rows[BATCH];                                                                                          \
         float signs[BATCH];                                                                                            \
+        /* Sums of a batch of rows: few enough that their rounding is that of one addition. */                         \
         double *total = task->sums == NULL ? NULL : task->sums + thread * columns;                                     \
-        SUM *plain = total == NULL ? NULL : malloc(sizeof(SUM) * (size_t)columns);                                     \
+        SUM *plain = total == NULL ? NULL : calloc((size_t)columns + 1, sizeof(SUM));                                  \
         if (total != NULL && plain == NULL)                                                                            \
-            return -1;                                                                                                 \
-        uint64_t position = bucket_begin(task, begin), last = bucket_begin(task, end), ready = position;               \
-        for (int64_t bucket = begin; bucket < end; bucket++) {                                                         \
+            return NO_MEMORY;                                                                                          \
+        uint64_t position = bucket_begin(task, begin), last = bucket_begin(task, end);                                 \
+        int place = 0, count = 0, failed = 0;                                                                          \
+        for (int64_t bucket = begin; bucket < end && !failed; bucket++) {                                              \
             SUM *restrict out = (SUM *)task->out + (bucket - task->start) * columns;                                   \
             uint64_t stop = bucket_begin(task, bucket + 1);                                                            \
             float signed_ones = 0.0f;                                                                                  \
             memset(out, 0, sizeof(SUM) * (size_t)columns);                                                             \
-            if (plain != NULL)                                                                                         \
-                memset(plain, 0, sizeof(SUM) * (size_t)columns);                                                       \
-            for (; position < stop; position++) {                                                                      \
-                int place = (int)((position - bucket_begin(task, begin)) % BATCH);                                     \
-                if (position == ready) {                                                                               \
-                    int count = last - position < BATCH ? (int)(last - position) : BATCH;                              \
-                    read_batch(task, key, position, count, rows, signs);                                               \
-                    ready += (uint64_t)count;                                                                          \
+            for (; position < stop; position++, place++) {                                                             \
+                if (place == count) {                                                                                  \
+                    count = last - position < BATCH ? (int)(last - position) : BATCH;                                  \
+                    place = 0;                                                                                         \
+                    if ((failed = read_batch(task, key, position, count, rows, signs)) != 0)                           \
+                        break;                                                                                         \
+                    if (plain != NULL)                                                                                 \
+                        for (int64_t c = 0; c < columns; c++) {                                                        \
+                            total[c] += (double)plain[c];                                                              \
+                            plain[c] = 0;                                                                              \
+                        }                                                                                              \
                 }                                                                                                      \
                 const ENTRY *restrict row = (const ENTRY *)task->matrix + (int64_t)rows[place] * task->row_stride;     \
                 const SUM sign = (SUM)signs[place];                                                                    \
@@ -107,12 +121,12 @@ static inline float from_bf16(uint16_t value) {
             }                                                                                                          \
             if (task->ones != NULL)                                                                                    \
                 task->ones[bucket - task->start] = signed_ones;                                                        \
-            if (total != NULL)                                                                                         \
-                for (int64_t c = 0; c < columns; c++)                                                                  \
-                    total[c] += (double)plain[c];                                                                      \
         }                                                                                                              \
+        if (plain != NULL)                                                                                             \
+            for (int64_t c = 0; c < columns; c++)                                                                      \
+                total[c] += (double)plain[c];                                                                          \
         free(plain);                                                                                                   \
-        return 0;                                                                                                      \
+        return failed;                                                                                                 \
     }
 
 DEFINE_SKETCH(sketch_float, float, float, IDENTITY)
@@ -122,22 +136,31 @@ DEFINE_SKETCH(sketch_bf16, uint16_t, float, from_bf16)
 /* Rows [start, stop) of S^T M, for an M of float (type 0), double (1) or bfloat16 (2).
  *
  * sums [num_columns] gets the sums of the rows of these buckets without signs, ones [stop - start] those rows of S^T 1;
- * either may be NULL. Returns 0, or -1 where there is no memory.
+ * either may be NULL. Returns 0, NO_MEMORY, or OUT_OF_RANGE where a selected row is none of the matrix_rows of M.
  */
-int rmm_count_sketch(const void *matrix, int type, int64_t row_stride, int64_t column_stride, const void *selected,
-                     int selected_is_wide, int64_t num_rows, int64_t num_columns, uint32_t side_a, uint32_t side_b,
+int rmm_count_sketch(const void *matrix, int type, int64_t row_stride, int64_t column_stride, int64_t matrix_rows,
+                     const void *selected, int selected_is_wide, int64_t num_rows, int64_t num_columns, uint32_t side_a, uint32_t side_b,
                      int64_t sketch_size, int64_t start, int64_t stop, uint64_t seed, int threads, void *out,
                      double *sums, float *ones) {
     static const share_function functions[] = {sketch_float, sketch_double, sketch_bf16};
-    sketch_task task = {matrix,      row_stride, column_stride, selected, selected_is_wide, num_columns,
-                        sketch_size, start,      seed,          {0},      out,              NULL,
-                        ones};
+    sketch_task task = {.matrix = matrix,
+                        .row_stride = row_stride,
+                        .column_stride = column_stride,
+                        .matrix_rows = matrix_rows,
+                        .selected = selected,
+                        .selected_is_wide = selected_is_wide,
+                        .num_columns = num_columns,
+                        .sketch_size = sketch_size,
+                        .start = start,
+                        .seed = seed,
+                        .out = out,
+                        .ones = ones};
     threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
     if (permutation_open(&task.rows, seed, (uint64_t)num_rows, side_a, side_b) != 0)
-        return -1;
+        return NO_MEMORY;
     if (sums != NULL && (task.sums = calloc((size_t)threads * (size_t)num_columns + 1, sizeof(double))) == NULL) {
         permutation_close(&task.rows);
-        return -1;
+        return NO_MEMORY;
     }
     int failed = run_shares(functions[type], &task, threads, start, stop);
     if (sums != NULL) {
