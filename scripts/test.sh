@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the checks and the tests. With arguments it runs pytest alone, with them: bash scripts/test.sh -k count_sketch
-# A test that is skipped counts as a failure, except for a missing GPU or a missing torch-scatter.
+# A test that is skipped counts as a failure, except for a missing GPU, torch-scatter or C compiler.
 # A path among the arguments must lie in tests/, where --fail-on-skip is defined.
 set -euo pipefail
 # shellcheck source=scripts/_environment.sh

@@ -19,7 +19,7 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 NEEDS_CUDA = "needs CUDA"
-ALLOWED_REASONS = (NEEDS_CUDA, "torch-scatter is not installed")
+ALLOWED_REASONS = (NEEDS_CUDA, "torch-scatter is not installed", "there is no C compiler")
 
 
 def cuda_is_available() -> bool:
