@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import subprocess
 import sys
@@ -17,13 +16,6 @@ from rmm_gnn.kernels import native
 ROOT = Path(__file__).resolve().parents[2]
 UNVERIFIED = "UNVERIFIED: the tests that belong to these numbers did not run."
 _PASSED = ROOT / ".pytest_cache" / "benchmark_gate"
-
-
-def add_flag(parser: argparse.ArgumentParser) -> None:
-    """Add ``--no-gate``."""
-    parser.add_argument(
-        "--no-gate", action="store_true", help="do not run the tests first; the table is marked as unverified"
-    )
 
 
 def check(tests: Sequence[str], skip: bool) -> str | None:

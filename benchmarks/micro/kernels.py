@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.script import guarded, parser_of
-from benchmarks.micro import gate, results
+from benchmarks.micro import command, gate
 from benchmarks.micro.timing import Spread, interleaved, ratios, spread
 from rmm_gnn.autograd.dropout import apply_dropout
 from rmm_gnn.codecs import get_codec
@@ -90,19 +90,6 @@ def kernels(x: Tensor, rate: float, backend: str) -> dict[str, Kernel]:
     return found
 
 
-def parse_shape(text: str) -> tuple[int, int]:
-    """Read ``ROWSxCOLUMNS``.
-
-    Raises:
-        BenchmarkError: When it is something else.
-    """
-    parts = text.split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise BenchmarkError(f"'shape' must be ROWSxCOLUMNS (got '{text}'). An example: 16384x768.")
-    rows, columns = map(int, parts)
-    return rows, columns
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, and write it as JSON where ``--out`` names a file.
 
@@ -116,20 +103,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", nargs="+", default=["169343x256"], help="ROWSxCOLUMNS of matrices")
     parser.add_argument("--rate", type=float, default=0.1, help="share of rows that the sketch keeps")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the matrix")
-    parser.add_argument("--backend", default="auto", help="implementation, as in RMMConfig")
-    parser.add_argument("--repetitions", type=int, default=9, help="timed rounds")
-    parser.add_argument("--threads", type=int, help="CPU threads; unset: PyTorch's default")
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
-    results.add_flag(parser)
-    gate.add_flag(parser)
+    command.add_flags(parser)
     return guarded(lambda: _run(parser.parse_args(argv)), "interrupted")
 
 
 def _run(given: argparse.Namespace) -> int:
     device = environment.resolve_device(given.device)
-    shapes = [parse_shape(text) for text in given.shape]
-    if given.repetitions < 1:
-        raise BenchmarkError(f"'repetitions' must be at least 1 (got {given.repetitions}). Choose more.")
+    shapes = [command.parse_shape(text, "ROWSxCOLUMNS") for text in given.shape]
+    command.prepare(given)
     try:
         check_backend(given.backend)
         if given.backend == "triton" and device.type != "cuda":
@@ -140,8 +121,6 @@ def _run(given: argparse.Namespace) -> int:
     except (ImportError, ValueError) as error:
         raise BenchmarkError(str(error)) from error
     tabulate = require("tabulate").tabulate
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
     warning = gate.check(TESTS, given.no_gate)
     where = environment.describe(device)
     records = []
@@ -170,7 +149,7 @@ def _run(given: argparse.Namespace) -> int:
         headers = ["kernel", "time / copy", "time [ms]", "bandwidth [GB/s]", "share of a copy's"]
         lines = [_row(record, found[0]["bytes"]) for record in found]
         print(tabulate(lines, headers, tablefmt="github", disable_numparse=True) + "\n")
-    results.write(given, where, records)
+    command.write(given, where, records)
     return 0
 
 

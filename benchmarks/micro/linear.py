@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.script import guarded, parser_of
-from benchmarks.micro import gate, results, ways
+from benchmarks.micro import command, gate, ways
 from benchmarks.micro.timing import Spread, interleaved, ratios, spread
 from rmm_gnn.diagnostics.peak import measure_step
 
@@ -38,20 +38,7 @@ TESTS = ("tests/autograd/test_rmm_linear.py", "tests/kernels", "tests/baselines/
 _SHORT_S = 2e-3
 
 
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """Read ``ROWSxCOLUMNSxOUTPUTS``.
-
-    Raises:
-        BenchmarkError: When it is something else.
-    """
-    parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise BenchmarkError(f"'shape' must be ROWSxCOLUMNSxOUTPUTS (got '{text}'). An example: 16384x768x3072.")
-    rows, columns, outputs = map(int, parts)
-    return rows, columns, outputs
-
-
-def measure(shape: tuple[int, int, int], given: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def measure(shape: tuple[int, ...], given: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """Time every way to run the layer; returns one record each, times in seconds."""
     rows, columns, outputs = shape
     torch.manual_seed(0)
@@ -112,24 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sketch", nargs="+", default=["count_sketch"], help="families")
     parser.add_argument("--rate", type=float, nargs="+", default=[0.5, 0.2, 0.1, 0.05], help="shares of rows kept")
     parser.add_argument("--codec", nargs="+", default=["fp32"], help="how the sketch is stored")
-    parser.add_argument("--backend", default="auto", help="implementation, as in RMMConfig")
     parser.add_argument("--max-entries", type=float, default=3e7, help="of the S that the paper's method makes whole")
-    parser.add_argument("--repetitions", type=int, default=9, help="timed rounds")
-    parser.add_argument("--threads", type=int, help="CPU threads; unset: PyTorch's default")
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
-    results.add_flag(parser)
-    gate.add_flag(parser)
+    command.add_flags(parser)
     return guarded(lambda: _run(parser.parse_args(argv)), "interrupted")
 
 
 def _run(given: argparse.Namespace) -> int:
     device = environment.resolve_device(given.device)
-    shapes = [parse_shape(text) for text in given.shape]
-    if given.repetitions < 1:
-        raise BenchmarkError(f"'repetitions' must be at least 1 (got {given.repetitions}). Choose more.")
+    shapes = [command.parse_shape(text, "ROWSxCOLUMNSxOUTPUTS") for text in given.shape]
+    command.prepare(given)
     tabulate = require("tabulate").tabulate
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
     try:  # before the tests run
         small = nn.Linear(8, 4, device=device)
         for layer in ways.sketched(small, given.sketch, given.rate, given.codec, given.backend).values():
@@ -150,7 +129,7 @@ def _run(given: argparse.Namespace) -> int:
             print(f"{warning}\n")
         headers = ["layer", "time / Linear", "time [ms]", "kept [MiB]", "peak [MiB]"]
         print(tabulate([_row(record) for record in found], headers, tablefmt="github", disable_numparse=True) + "\n")
-    results.write(given, where, records)
+    command.write(given, where, records)
     return 0
 
 

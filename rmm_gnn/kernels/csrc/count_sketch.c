@@ -139,8 +139,8 @@ DEFINE_SKETCH(sketch_bf16, uint16_t, float, from_bf16)
  * either may be NULL. Returns 0, NO_MEMORY, or OUT_OF_RANGE where a selected row is none of the matrix_rows of M.
  */
 int rmm_count_sketch(const void *matrix, int type, int64_t row_stride, int64_t column_stride, int64_t matrix_rows,
-                     const void *selected, int selected_is_wide, int64_t num_rows, int64_t num_columns, uint32_t side_a, uint32_t side_b,
-                     int64_t sketch_size, int64_t start, int64_t stop, uint64_t seed, int threads, void *out,
+                     const void *selected, int selected_is_wide, int64_t num_rows, int64_t num_columns,
+                     uint32_t side_a, uint32_t side_b, int64_t sketch_size, int64_t start, int64_t stop, uint64_t seed, int threads, void *out,
                      double *sums, float *ones) {
     static const share_function functions[] = {sketch_float, sketch_double, sketch_bf16};
     sketch_task task = {.matrix = matrix,

@@ -1,0 +1,57 @@
+"""What the commands that time layers and kernels have in common: flags, shapes, and the JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness.errors import BenchmarkError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--backend``, ``--repetitions``, ``--threads``, ``--device``, ``--out`` and ``--no-gate``."""
+    parser.add_argument("--backend", default="auto", help="implementation, as in RMMConfig")
+    parser.add_argument("--repetitions", type=int, default=9, help="timed rounds")
+    parser.add_argument("--threads", type=int, help="CPU threads; unset: PyTorch's default")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers, which scripts/compare_bench.py compares")
+    parser.add_argument(
+        "--no-gate", action="store_true", help="do not run the tests first; the table is marked as unverified"
+    )
+
+
+def prepare(given: argparse.Namespace) -> None:
+    """Check the number of rounds and set the threads.
+
+    Raises:
+        BenchmarkError: When there is no round.
+    """
+    if given.repetitions < 1:
+        raise BenchmarkError(f"'repetitions' must be at least 1 (got {given.repetitions}). Choose more.")
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+
+
+def parse_shape(text: str, form: str) -> tuple[int, ...]:
+    """Read a shape such as ``16384x768`` of the form ``ROWSxCOLUMNS``.
+
+    Raises:
+        BenchmarkError: When it is something else.
+    """
+    parts = text.split("x")
+    if len(parts) != len(form.split("x")) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise BenchmarkError(f"'shape' must be {form} (got '{text}'). Write whole numbers with an x between them.")
+    return tuple(map(int, parts))
+
+
+def write(given: argparse.Namespace, environment: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write settings, environment and rows where ``--out`` names a file; its folder is made."""
+    if given.out:
+        settings = {name: value for name, value in vars(given).items() if name != "out"}
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"settings": settings, "environment": environment, "rows": rows}, indent=1)
+        given.out.write_text(text + "\n")
