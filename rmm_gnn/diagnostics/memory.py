@@ -14,7 +14,7 @@ from rmm_gnn.diagnostics.peak import measure_step
 from rmm_gnn.diagnostics.recorder import Recorder
 from rmm_gnn.diagnostics.report import MemoryReport, SavedEntry
 from rmm_gnn.diagnostics.restoring import SetAsideGradients, leaves_of, left_as_found, same_random_numbers
-from rmm_gnn.diagnostics.storages import captured_by, storage_sizes, tensors_in
+from rmm_gnn.diagnostics.storages import StorageSizes, captured_by, tensors_in
 
 LossFn = Callable[[Any], Tensor]
 
@@ -102,16 +102,16 @@ def memory_report(
             gradients.clear()
             with same_random_numbers(devices):
                 measured = measure_step(forward, backward, devices)
-            gradient_bytes = _total(storage_sizes(p.grad for p in parameters if p.grad is not None))
+            gradient_bytes = _total(StorageSizes(p.grad for p in parameters if p.grad is not None))
             gradients.clear()
 
-            owned = storage_sizes([*parameters, *model.buffers(), *tensors_in(model)])
+            owned = StorageSizes([*parameters, *model.buffers(), *tensors_in(model)])
             recorder = Recorder()
             with same_random_numbers(devices), recorder.watch(model):
                 # The loss holds the graph, and with it all that is saved.
                 loss = forward()
             entries, of_parameters, of_inputs = recorder.entries(
-                parameters=owned, inputs=storage_sizes([*given, *around])
+                parameters=owned, inputs=StorageSizes([*given, *around])
             )
             del loss
         finally:
@@ -123,10 +123,10 @@ def memory_report(
         entries=entries,
         saved_parameter_bytes=of_parameters,
         saved_input_bytes=of_inputs,
-        parameter_bytes=_total(storage_sizes(parameters)),
-        buffer_bytes=_total(storage_sizes(model.buffers())),
+        parameter_bytes=_total(StorageSizes(parameters)),
+        buffer_bytes=_total(StorageSizes(model.buffers())),
         gradient_bytes=gradient_bytes,
-        optimizer_bytes=None if optimizer is None else _total(storage_sizes(tensors_in(dict(optimizer.state)))),
+        optimizer_bytes=None if optimizer is None else _total(StorageSizes(tensors_in(dict(optimizer.state)))),
         **measured._asdict(),
     )
 
@@ -134,13 +134,11 @@ def memory_report(
 def saved_entries(model: Module, inputs: tuple[Any, ...], loss_fn: LossFn) -> tuple[SavedEntry, ...]:
     """The entries of ``memory_report`` alone, from one forward pass of a model whose caches are full."""
     given = list(tensors_in(*_aliases(inputs, {})))
-    owned = storage_sizes([*model.parameters(), *model.buffers(), *tensors_in(model)])
+    owned = StorageSizes([*model.parameters(), *model.buffers(), *tensors_in(model)])
     recorder = Recorder()
     with recorder.watch(model):
         loss = loss_fn(model(*_aliases(inputs, {})[0]))
-    entries, _, _ = recorder.entries(
-        parameters=owned, inputs=storage_sizes([*given, *tensors_in(captured_by(loss_fn))])
-    )
+    entries, _, _ = recorder.entries(parameters=owned, inputs=StorageSizes([*given, *tensors_in(captured_by(loss_fn))]))
     del loss
     return entries
 

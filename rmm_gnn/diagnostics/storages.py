@@ -45,13 +45,16 @@ def storages_of(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
         yield from storages_of(part)
 
 
-def storage_sizes(tensors: Iterable[Tensor]) -> dict[StorageKey, int]:
+class StorageSizes(dict[StorageKey, int]):
     """Bytes of each storage behind the tensors, once however many of them share it; empty ones are left out.
 
-    An address means one storage only as long as the tensors live.
+    An address means one storage only as long as that lives, so the storages live as long as this does; the tensors
+    need not.
     """
-    found = (storage for tensor in tensors for storage in storages_of(tensor))
-    return {key_of(storage): storage.nbytes() for storage in found if storage.nbytes()}
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._held = [storage for tensor in tensors for storage in storages_of(tensor) if storage.nbytes()]
+        super().__init__((key_of(storage), storage.nbytes()) for storage in self._held)
 
 
 def key_of(storage: torch.UntypedStorage) -> StorageKey:

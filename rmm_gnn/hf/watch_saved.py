@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from rmm_gnn.diagnostics.recorder import Recorder
-from rmm_gnn.diagnostics.storages import storage_sizes, tensors_in
+from rmm_gnn.diagnostics.storages import StorageSizes, tensors_in
 
 
 class SavedBytes(NamedTuple):
@@ -37,7 +37,7 @@ class WatchSaved:
         self.largest: SavedBytes | None = None
         self._stack = ExitStack()
         self._recorder: Recorder | None = None
-        self._inputs: dict[Any, int] = {}
+        self._inputs = StorageSizes([])
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._leave, prepend=True, always_call=True),
@@ -51,7 +51,7 @@ class WatchSaved:
     def _enter(self, model: Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if torch.compiler.is_compiling() or not (model.training and torch.is_grad_enabled()):
             return
-        self._inputs = storage_sizes(tensors_in(args, dict(kwargs)))
+        self._inputs = StorageSizes(tensors_in(args, dict(kwargs)))
         self._recorder = Recorder()
         # Of no module in particular: which of them keeps what is not asked for here.
         self._stack.enter_context(self._recorder.watch(Module()))
@@ -62,8 +62,8 @@ class WatchSaved:
             return
         self._stack.close()
         owned: list[Tensor] = [*model.parameters(), *model.buffers()]
-        entries, _, _ = recorder.entries(parameters=storage_sizes(owned), inputs=self._inputs)
-        self._inputs = {}
+        entries, _, _ = recorder.entries(parameters=StorageSizes(owned), inputs=self._inputs)
+        self._inputs = StorageSizes([])
         found = SavedBytes(
             sum(entry.saved_bytes for entry in entries),
             sum(entry.saved_bytes for entry in entries if entry.compressed),

@@ -164,6 +164,29 @@ def test_what_the_loss_captures_exists_anyway():
     assert sizes(report) == {("(loss)", "cross_entropy"): probabilities}
 
 
+def test_what_a_model_drops_in_a_pass_is_not_taken_for_what_it_then_saves():
+    """Memory given back is used again at once: an address is no name of a storage that is gone."""
+
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+            self.last = None
+
+        def forward(self, x):
+            for _ in range(20):
+                self.last = None
+                factors = torch.ones(33)
+                x = x * (self.weight * factors)
+                self.last = torch.ones(33)
+            return x
+
+    model = Remembers()
+    for _ in range(3):
+        report = memory_report(model, torch.ones(33))
+        assert report.saved_bytes == 33 * 4 * (20 + 19 + 19)  # factors, their products, and what these multiply
+
+
 def test_a_graph_that_forward_drops_is_not_counted():
     def forward(self, x):
         self.lin(x).exp().sum().item()  # a metric, say
