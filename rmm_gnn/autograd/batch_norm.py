@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rmm_gnn.autograd.double_backward import refuse_double_backward
 from rmm_gnn.autograd.sketched_norm import encode_sketch, iter_estimates, kept_rows, sketch_products
-from rmm_gnn.codecs import Codec, get_codec, row_tiles
+from rmm_gnn.codecs import Codec, NormCoding, get_codec, row_tiles
 from rmm_gnn.kernels.reference import accumulation_dtype
 
 _SEEDED = (torch.Tag.nondeterministic_seeded,)
@@ -56,10 +56,14 @@ def batch_norm_op(
     if keep_input:
         rows, columns, size = x.shape[0], x[0].numel(), kept_rows(rate, x.shape[0])
         payload = get_codec(codec).empty(size, columns, x.dtype, x.device)
-        mean, scale = _per_channel(mean.to(dtype), x), _per_channel(kept[0], x)
-        if size < rows:
-            encode_sketch(x, mean, scale, payload, get_codec(codec), size, seed)
+        coding = _one_pass(get_codec(codec), x, size)
+        mean = mean.to(dtype)
+        if coding is not None:
+            coding.encode(x.flatten(1), _per_column(mean, x), _per_column(kept[0], x), payload, seed)
+        elif size < rows:
+            encode_sketch(x, _per_channel(mean, x), _per_channel(kept[0], x), payload, get_codec(codec), size, seed)
         else:
+            mean, scale = _per_channel(mean, x), _per_channel(kept[0], x)
             for start, stop in row_tiles(rows, columns, _TILE_BYTES, dtype.itemsize):
                 block = x[start:stop].to(dtype).sub(mean).mul_(scale)
                 get_codec(codec).encode(block.flatten(1), payload, start, seed)
@@ -104,6 +108,9 @@ def batch_norm_backward_op(
     size = kept_rows(rate, grad_output.shape[0])
     sketched = bool(payload) and size < grad_output.shape[0]
     channels = (0, *range(2, grad_output.dim()))
+    coding = _one_pass(get_codec(codec), grad_output, size) if payload else None
+    if coding is not None:
+        return _coded_backward(coding, grad_output, weight, inv_std, payload, needs_x)
     sums, products = torch.zeros_like(inv_std), torch.zeros_like(inv_std)
     for start, stop, normalized in _tiles([] if sketched else payload, grad_output, dtype, get_codec(codec)):
         block = grad_output[start:stop].to(dtype)
@@ -135,6 +142,25 @@ def batch_norm_backward_op(
     return grad_x, products, sums
 
 
+def _coded_backward(
+    coding: NormCoding,
+    grad_output: Tensor,
+    weight: Tensor | None,
+    inv_std: Tensor,
+    payload: list[Tensor],
+    needs_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``batch_norm_backward_op`` in two passes over the gradient, in which what was kept is read back as it goes."""
+    matrix = grad_output.flatten(1)
+    sums, products = (vector.view(inv_std.shape[0], -1).sum(1) for vector in coding.products(matrix, payload))
+    if not needs_x:
+        return grad_output.new_empty(0), products, sums
+    scale = inv_std if weight is None else inv_std * weight.to(inv_std.dtype)
+    count = grad_output.numel() // max(1, sums.numel())
+    vectors = [_per_column(vector, grad_output) for vector in (scale, sums / count, products / count)]
+    return coding.gradient(matrix, payload, *vectors).view(grad_output.shape), products, sums
+
+
 @batch_norm_backward_op.register_fake
 def _(
     grad_output: Tensor,
@@ -159,6 +185,17 @@ def _tiles(
     for start, stop in row_tiles(like.shape[0], columns, _TILE_BYTES, dtype.itemsize):
         rows = codec.decode(payload, start, stop, columns, dtype).view(-1, *like.shape[1:]) if payload else None
         yield start, stop, rows
+
+
+def _one_pass(codec: Codec, x: Tensor, size: int) -> NormCoding | None:
+    """Return what codes all rows of ``x`` in the pass that normalises them, where something does."""
+    if size < x.shape[0] or x.numel() == 0 or not x.is_contiguous():
+        return None
+    return codec.norm_coding(x.flatten(1))
+
+
+def _per_column(values: Tensor, like: Tensor) -> Tensor:  # [C] -> [C *]
+    return values if like.dim() == 2 else values.repeat_interleave(like[0, 0].numel())
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:  # [C] -> [C, 1, ...]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rmm_gnn.autograd.bit_masks import TILE, Tile, mask_bytes, tiles, write_bits
 from rmm_gnn.autograd.double_backward import refuse_double_backward
+from rmm_gnn.kernels import masks_native, resolve
 from rmm_gnn.seeding import Stream, hash_index, mix32
 
 _SEEDED = (torch.Tag.nondeterministic_seeded,)
@@ -24,7 +25,7 @@ class _MaskHash:
     """
 
     def __init__(self, num_entries: int, p: float, seed: Tensor) -> None:
-        self._threshold = round(p * 2**32)
+        self._threshold = _threshold(p)
         count = (num_entries + TILE - 1) // TILE
         self._first = hash_index(seed, Stream.DROPOUT, torch.arange(count, device=seed.device))
         self._lanes = hash_index(seed, Stream.DROPOUT_LANES, torch.arange(min(TILE, num_entries), device=seed.device))
@@ -38,6 +39,20 @@ class _MaskHash:
         return mix32(part) >= self._threshold
 
 
+def _threshold(p: float) -> int:
+    return round(p * 2**32)
+
+
+def _is_native(x: Tensor, p: float) -> bool:
+    """Whether kernels in C take ``x``, and the threshold of ``p``, which they keep in 32 bits."""
+    return _threshold(p) < 2**32 and resolve("auto", x) == "native"
+
+
+def _factor(x: Tensor, p: float) -> Tensor:
+    """What the entries that are kept are multiplied by: 1 / (1 - p), rounded to the type of ``x``."""
+    return x.new_ones(()).div_(1 - p)
+
+
 def keep_masks(num_entries: int, p: float, seed: Tensor) -> Iterator[tuple[Tile, Tensor]]:
     """Yield (tile, bool mask) over a flat tensor: True with probability 1 - p, to within 2^-32, independently."""
     masks = _MaskHash(num_entries, p, seed)
@@ -47,11 +62,15 @@ def keep_masks(num_entries: int, p: float, seed: Tensor) -> Iterator[tuple[Tile,
 
 def dropped_rows(x: Tensor, p: float, seed: Tensor, height: int) -> Iterator[tuple[int, int, Tensor]]:
     """Yield the rows of ``apply_dropout(x, p, seed)``, x [B, N], ``height`` at a time, as ``(start, stop, rows)``."""
-    masks = _MaskHash(x.numel(), p, seed)
-    columns = x.shape[1]
+    native, columns = _is_native(x, p), x.shape[1]
+    masks = _MaskHash(0 if native else x.numel(), p, seed)
     for start in range(0, x.shape[0], height):
         stop = min(start + height, x.shape[0])
         source = x[start:stop].reshape(-1)
+        if native:
+            rows = masks_native.dropout(source, _threshold(p), float(_factor(x, p)), seed, start * columns)
+            yield start, stop, rows.view(-1, columns)
+            continue
         rows = torch.empty_like(source)
         first, last = start * columns, stop * columns
         cuts = [first, *range((first // TILE + 1) * TILE, last, TILE), last]
@@ -86,6 +105,8 @@ def _(grad_output: Tensor, p: float, seed: Tensor) -> Tensor:
 
 def apply_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     """Return x times 1 / (1 - p) where the seed's mask keeps an entry, x times 0 elsewhere, as torch does."""
+    if _is_native(x, p):
+        return masks_native.dropout(x, _threshold(p), float(_factor(x, p)), seed)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     source, target = x.reshape(-1), out.view(-1)
     for tile, mask in keep_masks(x.numel(), p, seed):
@@ -113,6 +134,8 @@ dropout_op.register_autograd(_dropout_backward, setup_context=_setup_dropout)
 @torch.library.custom_op("rmm_gnn::relu_dropout", mutates_args=(), tags=_SEEDED)
 def relu_dropout_op(x: Tensor, p: float, seed: Tensor) -> tuple[Tensor, Tensor]:
     """Dropout of ReLU of ``x``, and one bit for every entry: whether the gradient passes both."""
+    if _is_native(x, p):
+        return masks_native.relu_dropout(x, _threshold(p), float(_factor(x, p)), seed)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     bits = torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=x.device)
     source, target = x.reshape(-1), out.view(-1)

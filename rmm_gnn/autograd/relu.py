@@ -10,11 +10,14 @@ from torch import Tensor
 
 from rmm_gnn.autograd.bit_masks import mask_bytes, read_bits, tiles, write_bits
 from rmm_gnn.autograd.double_backward import refuse_double_backward
+from rmm_gnn.kernels import masks_native, resolve
 
 
 @torch.library.custom_op("rmm_gnn::relu", mutates_args=())
 def relu_op(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:
     """ReLU, or leaky ReLU where a slope is given, and one bit for every entry."""
+    if x.is_contiguous() and resolve("auto", x) == "native":
+        return masks_native.relu(x, negative_slope)
     flat, bits = x.reshape(-1), torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=x.device)
     for tile in tiles(x.numel()):
         part = flat[tile.entries]
@@ -31,9 +34,11 @@ def _(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("rmm_gnn::masked_grad", mutates_args=())
 def masked_grad_op(grad_output: Tensor, bits: Tensor, divisor: float, slope: float) -> Tensor:
     """``grad_output`` over ``divisor`` where the bit is set and times ``slope`` elsewhere; 0 where that is 0."""
+    factor = grad_output.new_ones(()).div_(divisor)  # rounded to the type, as dropout rounds it in forward
+    if resolve("auto", grad_output) == "native":
+        return masks_native.masked_grad(grad_output, bits, float(factor), slope)
     grad_x = torch.empty_like(grad_output, memory_format=torch.contiguous_format)
     source, target = grad_output.reshape(-1), grad_x.view(-1)
-    factor = grad_output.new_ones(()).div_(divisor)  # rounded to the type, as dropout rounds it in forward
     for tile in tiles(source.numel()):
         part, out, mask = source[tile.entries], target[tile.entries], read_bits(bits, tile).to(source.dtype)
         # torch's own backward functions, fed with the mask: they select without a product, so that no inf becomes nan.

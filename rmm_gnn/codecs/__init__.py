@@ -9,9 +9,10 @@ from typing import Any
 from rmm_gnn._validation import check_choice
 from rmm_gnn.codecs.base import Codec, row_tiles
 from rmm_gnn.codecs.cast import CAST_DTYPES, CastCodec
+from rmm_gnn.codecs.norm_coding import NormCoding
 from rmm_gnn.codecs.stochastic import StochasticCodec
 
-__all__ = ["CAST_DTYPES", "CODECS", "CastCodec", "Codec", "StochasticCodec", "get_codec", "row_tiles"]
+__all__ = ["CAST_DTYPES", "CODECS", "CastCodec", "Codec", "NormCoding", "StochasticCodec", "get_codec", "row_tiles"]
 
 CODECS: dict[str, Callable[..., Codec]] = {
     **{name: partial(CastCodec, name, dtype) for name, dtype in CAST_DTYPES.items()},

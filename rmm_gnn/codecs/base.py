@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rmm_gnn.codecs.norm_coding import NormCoding
+
 
 class Codec(ABC):
     """Stores a matrix as a fixed number of tensors and gives rows of it back.
@@ -57,6 +59,10 @@ class Codec(ABC):
     @abstractmethod
     def variance(self, matrix: Tensor) -> Tensor:  # [B, N] -> [B, N]
         """Return the variance of every entry of ``matrix`` as read back, over seeds."""
+
+    def norm_coding(self, matrix: Tensor) -> NormCoding | None:  # [B, N]
+        """Return what normalises and codes such a matrix in one pass; None where that takes two."""
+        return None
 
     def num_bytes(self, num_rows: int, num_columns: int, dtype: torch.dtype) -> int:
         """Bytes of the storage of a [num_rows, num_columns] matrix: what ``empty`` allocates."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+import torch
 from torch import Tensor
 
 from rmm_gnn._validation import check_choice
@@ -33,14 +34,19 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def resolve(backend: str, matrix: Tensor) -> str:
+def resolve(backend: str, matrix: Tensor, dtype: torch.dtype | None = None) -> str:
     """Name the implementation that ``backend`` stands for: ``"auto"`` is the fastest one measured for such a matrix.
 
     That is ``"native"`` on the CPU, for the types that it takes and where it is built, and ``"torch"`` elsewhere.
+
+    Args:
+        backend: One of ``BACKENDS``.
+        matrix: What is read.
+        dtype: The type that counts, where it is not that of ``matrix``.
     """
     if backend != "auto":
         return backend
-    return "native" if native.is_built() and native.takes(matrix) else "torch"
+    return "native" if native.is_built() and native.takes(matrix, dtype) else "torch"
 
 
 def bucket_sum(matrix: Tensor, rows: Tensor, signs: Tensor, offsets: Tensor, backend: str) -> Tensor:

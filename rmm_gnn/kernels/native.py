@@ -5,43 +5,43 @@ from __future__ import annotations
 import ctypes
 import warnings
 from functools import cache
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from rmm_gnn.kernels.reference import accumulation_dtype
-from rmm_gnn.kernels.rows import count_of
-from rmm_gnn.permutation import grid_sides
-
-_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
-_INDICES = (torch.int32, torch.int64)
+# Their numbers in C.
+TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 # A thread takes longer to start than such a share of the entries takes.
 _ENTRIES_PER_THREAD = 1 << 17
-# What a thread's column sums take: 12 bytes a column, or 16.
-_SUMS_BYTES = 16
-_NO_MEMORY = 1
 
+_SIZE, _POINTER, _NUMBER, _WORD = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32
+_SEED, _REAL = ctypes.c_uint64, ctypes.c_double
+# Where a coded matrix lies: codes, scales, whether these are wide, bits, columns, columns of a group.
+_CODED = [_POINTER, _POINTER, _NUMBER, _NUMBER, _SIZE, _SIZE]
+_SIGNATURES: dict[str, list[Any]] = {
+    "rmm_count_sketch": [
+        _POINTER, _NUMBER, _SIZE, _SIZE, _SIZE, _POINTER, _NUMBER, _SIZE, _SIZE, _WORD, _WORD, _SIZE, _SIZE, _SIZE,
+        _SEED, _NUMBER, _POINTER, _POINTER, _POINTER,
+    ],
+    "rmm_encode": [
+        _POINTER, _NUMBER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _SEED, *_CODED, _NUMBER,
+    ],
+    "rmm_decode": [*_CODED, _SIZE, _POINTER, _NUMBER, _NUMBER],
+    "rmm_norm_reduce": [*_CODED, _SIZE, _POINTER, _NUMBER, _POINTER, _NUMBER],
+    "rmm_norm_gradient": [
+        *_CODED, _SIZE, _POINTER, _NUMBER, _POINTER, _POINTER, _POINTER, _POINTER, _NUMBER,
+    ],
+    "rmm_relu": [_POINTER, _NUMBER, _SIZE, _NUMBER, _REAL, _REAL, _SEED, _WORD, _POINTER, _POINTER, _NUMBER],
+    "rmm_masked_grad": [_POINTER, _NUMBER, _SIZE, _POINTER, _REAL, _REAL, _POINTER, _NUMBER],
+    "rmm_dropout": [_POINTER, _NUMBER, _SIZE, _SIZE, _REAL, _SEED, _WORD, _POINTER, _NUMBER],
+}  # fmt: skip
 
 NOT_BUILT = (
     "backend 'native' needs kernels that are compiled on installation, where there is a C compiler. Install one and "
     "run python -m rmm_gnn.kernels.building, or use backend='auto'."
 )
-
-
-class Sketched(NamedTuple):
-    """What one pass over a matrix gives.
-
-    Attributes:
-        rows: Rows of S^T M.
-        sums: Column sums of the rows of M that these add up, without signs; None where they were not asked for.
-        ones: The same rows of S^T 1; None where they were not asked for.
-    """
-
-    rows: Tensor
-    sums: Tensor | None
-    ones: Tensor | None
 
 
 @cache
@@ -71,13 +71,13 @@ def is_built() -> bool:
     return True
 
 
-def takes(matrix: Tensor) -> bool:
-    """Whether the kernels can read ``matrix``: a plain tensor on the CPU, of a type that they know.
+def takes(matrix: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the kernels can read ``matrix``: a plain tensor on the CPU, of a type that they know, or with ``dtype``.
 
     They know nothing of autograd, nor of what wraps a tensor.
     """
     return (
-        matrix.dtype in _TYPES
+        (dtype or matrix.dtype) in TYPES
         and matrix.device.type == "cpu"
         and type(matrix) in (Tensor, Parameter)
         and not matrix.is_neg()
@@ -87,91 +87,28 @@ def takes(matrix: Tensor) -> bool:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """Return the functions in C.
+
+    Raises:
+        ImportError: If they are not compiled.
+    """
     from rmm_gnn.kernels.building import LIBRARY
 
     if not is_built():
         raise ImportError(NOT_BUILT)
     library = ctypes.CDLL(str(LIBRARY))
-    size, pointer = ctypes.c_int64, ctypes.c_void_p
-    word, number = ctypes.c_uint32, ctypes.c_int
-    library.rmm_count_sketch.argtypes = [
-        pointer, number, size, size, size, pointer, number, size, size, word, word, size, size, size, ctypes.c_uint64,
-        number, pointer, pointer, pointer,
-    ]  # fmt: skip
-    library.rmm_count_sketch.restype = number
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, ctypes.c_int
     return library
 
 
-def count_sketch(
-    matrix: Tensor,  # [*, N]
-    seed: Tensor,
-    sketch_size: int,
-    start: int,
-    stop: int,
-    *,
-    rows: Tensor | None = None,  # [B]
-    with_sums: bool = False,
-    workspace_bytes: int = 1 << 26,
-) -> Sketched:
-    """Return rows [start, stop) of S^T ``matrix``, or of that of some ``rows``.
+def pointer(tensor: Tensor | None) -> int | None:
+    """Where the entries of ``tensor`` lie; None for none."""
+    return None if tensor is None else tensor.data_ptr()
 
-    The permutation is made and read some hundred positions at a time.  Besides the result, memory for 6 sqrt(B) numbers
-    of 4 bytes is allocated, and with sums 16 bytes a column for every thread: as many threads as ``workspace_bytes``
-    holds these for, or one.
 
-    Args:
-        matrix: float32, float64 or bfloat16 on the CPU, any strides.
-        seed: Scalar int64 tensor.
-        sketch_size: k.
-        start: First bucket.
-        stop: End of the buckets.
-        rows: Row numbers that S is applied to, in this order, int32 or int64; all if None.
-        with_sums: Whether to return sums and ones.
-        workspace_bytes: Bound on what the threads allocate for sums.
-
-    Raises:
-        ValueError: If the kernels cannot read ``matrix`` or ``rows``.
-        IndexError: If one of ``rows`` is none of ``matrix``.
-        ImportError: If the kernels are not compiled.
-        MemoryError: If there is no memory.
-    """
-    if not takes(matrix) or (rows is not None and (rows.dtype not in _INDICES or rows.device != matrix.device)):
-        of_rows = "" if rows is None else f", rows of {rows.dtype} on {rows.device.type}"
-        raise ValueError(
-            f"'backend' must be one that takes {matrix.dtype} on {matrix.device.type}{of_rows} (got 'native', which is "
-            "for plain float tensors on the CPU, without a gradient). Use backend='auto'."
-        )
-    num_rows, num_columns = count_of(matrix, rows), matrix.shape[1]
-    dtype = accumulation_dtype(matrix.dtype)
-    out = matrix.new_empty((stop - start, num_columns), dtype=dtype)
-    sums = matrix.new_empty(num_columns, dtype=torch.float64) if with_sums else None
-    ones = matrix.new_empty(stop - start, dtype=torch.float32) if with_sums else None
-    selected = None if rows is None else rows.contiguous()
-    threads = min(torch.get_num_threads(), stop - start, 1 + num_rows * num_columns // _ENTRIES_PER_THREAD)
-    if with_sums:
-        threads = max(1, min(threads, workspace_bytes // (_SUMS_BYTES * max(1, num_columns))))
-    failed = _library().rmm_count_sketch(
-        matrix.data_ptr(),
-        _TYPES[matrix.dtype],
-        *matrix.stride(),
-        matrix.shape[0],
-        None if selected is None else selected.data_ptr(),
-        selected is not None and selected.dtype == torch.int64,
-        num_rows,
-        num_columns,
-        *grid_sides(num_rows),
-        sketch_size,
-        start,
-        stop,
-        int(seed),
-        threads,
-        out.data_ptr(),
-        None if sums is None else sums.data_ptr(),
-        None if ones is None else ones.data_ptr(),
-    )
-    if failed == _NO_MEMORY:
-        raise MemoryError("There is no memory for the permutation of a sketch. Use smaller batches.")
-    if failed:
-        raise IndexError(f"'rows' must be rows of the matrix (one is not in [0, {matrix.shape[0]})). Correct them.")
-    return Sketched(out, None if sums is None else sums.to(dtype), None if ones is None else ones.to(dtype))
+def threads_for(num_entries: int, most: int) -> int:
+    """How many threads, at least one and not more than ``most``, to spread so many entries over."""
+    return max(1, min(torch.get_num_threads(), most, 1 + num_entries // _ENTRIES_PER_THREAD))

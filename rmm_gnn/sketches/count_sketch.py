@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from rmm_gnn.kernels import bucket_sum, native, resolve
+from rmm_gnn.kernels import bucket_sum, count_sketch_native, resolve
 from rmm_gnn.kernels.reference import accumulation_dtype, gathers_in_place
 from rmm_gnn.kernels.rows import count_of, numbers
 from rmm_gnn.permutation import permutation
@@ -87,7 +87,9 @@ class CountSketch(Sketch):
     def sketch_rows(self, matrix: Tensor, draw: Draw, start: int, stop: int) -> Tensor:
         backend = resolve(draw.backend, matrix)
         if backend == "native":
-            return native.count_sketch(matrix, draw.seed, draw.sketch_size, start, stop, rows=draw.rows).rows
+            return count_sketch_native.count_sketch(
+                matrix, draw.seed, draw.sketch_size, start, stop, rows=draw.rows
+            ).rows
         if backend == "triton":
             from rmm_gnn.kernels import count_sketch_triton
 
@@ -117,7 +119,7 @@ class CountSketch(Sketch):
     def one_pass(self, matrix: Tensor, draw: Draw) -> Pass | None:
         size, backend = draw.sketch_size, resolve(draw.backend, matrix)
         if backend == "native":
-            rows, sums, ones = native.count_sketch(
+            rows, sums, ones = count_sketch_native.count_sketch(
                 matrix,
                 draw.seed,
                 size,

@@ -3,21 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "entries.h"
 #include "hashing.h"
 #include "permutation.h"
 #include "threads.h"
-
-/* One copy of a function for each instruction set, chosen when the library is loaded. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CLONES
-#endif
-
-enum { BATCH = 256 };
-
-/* What the functions here return where they fail. */
-enum { NO_MEMORY = 1, OUT_OF_RANGE = 2 };
 
 typedef struct {
     const void *matrix;
@@ -58,15 +47,6 @@ static int read_batch(const sketch_task *task, stream_key key, uint64_t position
     return 0;
 }
 
-static inline float from_bf16(uint16_t value) {
-    uint32_t bits = (uint32_t)value << 16;
-    float result;
-    memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-#define IDENTITY(value) (value)
-
 /* NAME: of the function; ENTRY: type of the matrix; SUM: of the sums; LOAD: from one to the other. */
 #define DEFINE_SKETCH(NAME, ENTRY, SUM, LOAD)                                                                          \
     CLONES static int NAME(void *given, int thread, int64_t begin, int64_t end) {                                      \
@@ -75,7 +55,7 @@ static inline float from_bf16(uint16_t value) {
         stream_key key = key_of(task->seed, STREAM_SIGNS);                                                             \
         uint64_t rows[BATCH];                                                                                          \
         float signs[BATCH];                                                                                            \
-        /* Sums of a batch of rows: few enough that their rounding is that of one addition. */                         \
+        /* Sums of a batch of rows, in the type of the sums. */                                                        \
         double *total = task->sums == NULL ? NULL : task->sums + thread * columns;                                     \
         SUM *plain = total == NULL ? NULL : calloc((size_t)columns + 1, sizeof(SUM));                                  \
         if (total != NULL && plain == NULL)                                                                            \

@@ -5,7 +5,14 @@
 #include <stdint.h>
 
 /* rmm_gnn.seeding.Stream */
-enum { STREAM_SIGNS = 1, STREAM_PERMUTATION = 2 };
+enum {
+    STREAM_SIGNS = 1,
+    STREAM_PERMUTATION = 2,
+    STREAM_ROUNDING = 6,
+    STREAM_DROPOUT = 7,
+    STREAM_ROUNDING_COLUMNS = 9,
+    STREAM_DROPOUT_LANES = 10
+};
 
 typedef struct {
     uint32_t low, high;

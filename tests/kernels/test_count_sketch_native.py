@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rmm_gnn import RMMConfig, rmm_linear
-from rmm_gnn.kernels import building, native, resolve
+from rmm_gnn.kernels import building, count_sketch_native, native, resolve
 from rmm_gnn.sketches import CountSketch
 from rmm_gnn.sketches.base import Draw
 from tests.kernels.device import far_apart
@@ -17,7 +17,7 @@ SEED = torch.tensor(2**40 + 11)
 
 def assert_is_sketch(matrix, size, start, stop, rows=None):
     """Sums of a bucket are formed in another order than plain torch's: the error is that of so many roundings."""
-    found = native.count_sketch(matrix, SEED, size, start, stop, rows=rows, with_sums=True)
+    found = count_sketch_native.count_sketch(matrix, SEED, size, start, stop, rows=rows, with_sums=True)
     selected = (matrix if rows is None else matrix[rows.long()]).double()
     num_rows = selected.shape[0]
     expected = FAMILY.apply(selected, SEED, size, backend="torch")[start:stop]
@@ -68,7 +68,7 @@ def test_rows_do_not_depend_on_the_threads():
         found = []
         for number in (1, 2, 7):
             torch.set_num_threads(number)
-            found.append(native.count_sketch(matrix, SEED, 400, 0, 400, with_sums=True))
+            found.append(count_sketch_native.count_sketch(matrix, SEED, 400, 0, 400, with_sums=True))
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -79,34 +79,37 @@ def test_rows_do_not_depend_on_the_threads():
 def test_inf_and_nan_stay_in_their_bucket_and_column():
     matrix = torch.zeros(100, 3)
     matrix[4, 0], matrix[50, 1] = torch.inf, torch.nan
-    found = native.count_sketch(matrix, SEED, 10, 0, 10, with_sums=True)
+    found = count_sketch_native.count_sketch(matrix, SEED, 10, 0, 10, with_sums=True)
     torch.testing.assert_close(found.rows, FAMILY.apply(matrix, SEED, 10, backend="torch"), equal_nan=True)
     assert found.sums[0].isinf() and found.sums[1].isnan() and found.sums[2] == 0
 
 
 def test_nothing_to_sum():
-    found = native.count_sketch(torch.ones(10, 0), SEED, 2, 0, 2, with_sums=True)
+    found = count_sketch_native.count_sketch(torch.ones(10, 0), SEED, 2, 0, 2, with_sums=True)
     assert found.rows.shape == (2, 0) and found.sums.shape == (0,)
 
 
 def test_sums_of_long_buckets_are_those_of_float64():
     # A float32 counter stops at 2^24.
-    assert native.count_sketch(torch.ones(2**24 + 3, 1), SEED, 1, 0, 1, with_sums=True).sums.item() == 2**24 + 4
+    assert (
+        count_sketch_native.count_sketch(torch.ones(2**24 + 3, 1), SEED, 1, 0, 1, with_sums=True).sums.item()
+        == 2**24 + 4
+    )
     matrix = torch.rand(300_000, 3)
-    sums = native.count_sketch(matrix, SEED, 2, 0, 2, with_sums=True).sums
+    sums = count_sketch_native.count_sketch(matrix, SEED, 2, 0, 2, with_sums=True).sums
     torch.testing.assert_close(sums, matrix.double().sum(0).float(), rtol=2e-7, atol=0.0)
 
 
 def test_sums_share_a_small_workspace():
     matrix = torch.randn(2000, 256)
-    small = native.count_sketch(matrix, SEED, 20, 0, 20, with_sums=True, workspace_bytes=1)
-    assert torch.equal(small.rows, native.count_sketch(matrix, SEED, 20, 0, 20).rows)
+    small = count_sketch_native.count_sketch(matrix, SEED, 20, 0, 20, with_sums=True, workspace_bytes=1)
+    assert torch.equal(small.rows, count_sketch_native.count_sketch(matrix, SEED, 20, 0, 20).rows)
 
 
 def test_a_default_device_does_not_move_the_results():
     matrix = torch.randn(30, 4)
     with torch.device("meta"):
-        found = native.count_sketch(matrix, SEED, 3, 0, 3, with_sums=True)
+        found = count_sketch_native.count_sketch(matrix, SEED, 3, 0, 3, with_sums=True)
     assert {tensor.device.type for tensor in found} == {"cpu"}
 
 
@@ -114,9 +117,11 @@ def test_a_default_device_does_not_move_the_results():
 def test_rows_that_are_not_there(rows):
     for dtype in (torch.int32, torch.int64):
         with pytest.raises(IndexError, match=r"'rows' must be rows of the matrix \(one is not in \[0, 30\)\)"):
-            native.count_sketch(torch.randn(30, 4), SEED, 1, 0, 1, rows=torch.tensor(rows, dtype=dtype), with_sums=True)
+            count_sketch_native.count_sketch(
+                torch.randn(30, 4), SEED, 1, 0, 1, rows=torch.tensor(rows, dtype=dtype), with_sums=True
+            )
     with pytest.raises(ValueError, match=r"rows of torch.int16 on cpu"):
-        native.count_sketch(torch.randn(30, 4), SEED, 1, 0, 1, rows=torch.tensor([1], dtype=torch.int16))
+        count_sketch_native.count_sketch(torch.randn(30, 4), SEED, 1, 0, 1, rows=torch.tensor([1], dtype=torch.int16))
 
 
 def test_what_kernels_cannot_see_goes_by_torch():
