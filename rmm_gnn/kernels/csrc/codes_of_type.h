@@ -54,6 +54,18 @@ static inline void OF_TYPE(range_of)(const SUM *restrict entries, int64_t count,
     *least_of = odd[0] == 0 && spread - spread == 0 ? low[0] : (SUM)NAN;
 }
 
+static inline void OF_TYPE(quantise)(const SUM *restrict entries, const SUM *restrict column_noise, SUM row_noise,
+                                     int64_t count, SUM offset, SUM divisor, SUM levels, uint8_t *restrict codes) {
+    for (int64_t c = 0; c < count; c++) {
+        SUM noise = row_noise + column_noise[c];
+        noise -= noise >= 1 ? (SUM)1 : (SUM)0;
+        SUM level = (entries[c] - offset) / divisor + noise;
+        level = level > 0 ? level : 0; /* nan as well */
+        level = level < levels ? level : levels;
+        codes[c] = (uint8_t)(int32_t)level;
+    }
+}
+
 CLONES static int OF_TYPE(encode_rows)(void *given, int thread, int64_t begin, int64_t end) {
     (void)thread;
     const encode_task *task = given;
@@ -82,14 +94,8 @@ CLONES static int OF_TYPE(encode_rows)(void *given, int thread, int64_t begin, i
             write_scale(to, place, (float)offset);
             write_scale(to, place + to->groups, (float)step);
             const SUM divisor = step == 0 ? 1 : step;
-            for (int64_t c = from; c < until; c++) {
-                SUM noise = row_noise + column_noise[c];
-                noise = noise >= 1 ? noise - 1 : noise;
-                SUM level = (entries[c] - offset) / divisor + noise;
-                level = level > 0 ? level : 0; /* nan as well */
-                level = level < levels ? level : levels;
-                codes[c] = (uint8_t)(int32_t)level;
-            }
+            OF_TYPE(quantise)(entries + from, column_noise + from, row_noise, until - from, offset, divisor, levels,
+                              codes + from);
         }
         pack_row(codes, to->codes + row * to->width, to->width, to->bits);
     }
