@@ -8,6 +8,9 @@
 #include "permutation.h"
 #include "threads.h"
 
+/* How many rows are asked for before they are read, and bytes of each. */
+enum { AHEAD = 8, MOST_AHEAD = 1024 };
+
 typedef struct {
     const void *matrix;
     int64_t row_stride, column_stride; /* in entries */
@@ -47,6 +50,13 @@ static int read_batch(const sketch_task *task, stream_key key, uint64_t position
     return 0;
 }
 
+/* Rows lie anywhere: no hardware foresees the next one. */
+static inline void prefetch(const void *row, size_t size) {
+    const char *bytes = row;
+    for (size_t at = 0; at < size && at < MOST_AHEAD; at += 64)
+        __builtin_prefetch(bytes + at);
+}
+
 /* NAME: of the function; ENTRY: type of the matrix; SUM: of the sums; LOAD: from one to the other. */
 #define DEFINE_SKETCH(NAME, ENTRY, SUM, LOAD)                                                                          \
     CLONES static int NAME(void *given, int thread, int64_t begin, int64_t end) {                                      \
@@ -79,6 +89,9 @@ static int read_batch(const sketch_task *task, stream_key key, uint64_t position
                             plain[c] = 0;                                                                              \
                         }                                                                                              \
                 }                                                                                                      \
+                if (stride == 1 && place + AHEAD < count)                                                              \
+                    prefetch((const ENTRY *)task->matrix + (int64_t)rows[place + AHEAD] * task->row_stride,            \
+                             sizeof(ENTRY) * (size_t)columns);                                                         \
                 const ENTRY *restrict row = (const ENTRY *)task->matrix + (int64_t)rows[place] * task->row_stride;     \
                 const SUM sign = (SUM)signs[place];                                                                    \
                 signed_ones += signs[place];                                                                           \
