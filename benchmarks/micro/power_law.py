@@ -42,7 +42,7 @@ class PowerLaw(NamedTuple):
 
     def format(self) -> str:
         """The exponent, with its interval behind it."""
-        return f"{self.exponent:.2f} ({self.low:.2f} - {self.high:.2f})"
+        return f"{self.exponent:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 def fit(sizes: Sequence[float], values: Sequence[float], start: float = 0.0) -> PowerLaw | None:

@@ -27,7 +27,7 @@ def check(path: Path) -> None:
 def draw(curves: Sequence[Curve], path: Path, title: str) -> None:
     """Draw a column of panels for rows and one for the width; markers are medians, bars 20 to 80 %, lines the fits."""
     # No pyplot: nothing here depends on a display.
-    figure = require("matplotlib.figure").Figure(figsize=(11, 8.5), layout="constrained")
+    figure = require("matplotlib.figure").Figure(figsize=(11, 10), layout="constrained")
     panels = figure.subplots(len(QUANTITIES), len(_AXES), sharex="col", squeeze=False)
     layers = list(dict.fromkeys(curve.layer for curve in curves))
     for line, quantity in zip(panels, QUANTITIES, strict=True):
@@ -42,7 +42,13 @@ def draw(curves: Sequence[Curve], path: Path, title: str) -> None:
             panel.set_ylabel(quantity.replace("_", " "))
             panel.grid(alpha=0.3)
             if panel.get_legend_handles_labels()[0]:
-                panel.legend(title="exponent (95 % interval)", fontsize="small", title_fontsize="small")
+                panel.legend(
+                    title="exponent (95 % interval)",
+                    loc="lower center",
+                    bbox_to_anchor=(0.5, 1.0),  # above the panel, where it hides no point
+                    fontsize="small",
+                    title_fontsize="small",
+                )
             if quantity == QUANTITIES[-1]:
                 panel.set_xlabel(axis_label)
     figure.suptitle(title, fontsize="medium")

@@ -19,7 +19,7 @@ def test_a_power_law_without_noise_is_found():
     assert law.points == 4 and (law.start, law.stop) == (10, 100)
     assert law.low == pytest.approx(1.7) == law.high == law.exponent
     assert law.factor == pytest.approx(3) and law.at(30) == pytest.approx(3 * 30**1.7)
-    assert law.format() == "1.70 (1.70 - 1.70)"
+    assert law.format() == "1.70 (1.70 to 1.70)"
 
 
 def test_the_interval_holds_the_exponent_as_often_as_it_says():
@@ -50,12 +50,12 @@ def test_prints_tables_and_writes_json_and_a_picture(tmp_path, capsys):
     out, picture = tmp_path / "deep" / "scaling.json", tmp_path / "pictures" / "scaling.png"
     assert scaling.main([*SMALL, "--no-gate", "--out", str(out), "--plot", str(picture)]) == 0
     text = capsys.readouterr().out
-    layers = [ways.LINEAR, "count_sketch 0.1", "count_sketch 0.1, sketch alone"]
+    layers = [ways.LINEAR, "count_sketch 0.1", "count_sketch 0.1, sketch alone", scaling.COPY]
     assert text.count("UNVERIFIED") == 1 and "rows at width 8" in text and "width at 60 rows" in text
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(out.read_text())
     assert [row["layer"] for row in found["rows"]] == 7 * layers
-    assert [row["shape"] for row in found["rows"][::3]][:4] == ["100x8x8", "200x8x8", "400x8x8", "800x8x8"]
+    assert [row["shape"] for row in found["rows"][::4]][:4] == ["100x8x8", "200x8x8", "400x8x8", "800x8x8"]
     assert found["rows"][0]["ratio"]["median"] == 1.0 and found["rows"][2]["saved_bytes"] is None
     assert "plot" not in found["settings"] and found["settings"]["at_rows"] == 60
     fits = [(fit["layer"], fit["of"], fit["in"]) for fit in found["fits"]]
