@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.harness.errors import BenchmarkError
+from benchmarks.micro.timing import spread
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +50,42 @@ def parse_shape(text: str, form: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def write(given: argparse.Namespace, environment: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write settings, environment and rows where ``--out`` names a file; its folder is made."""
-    if given.out:
-        settings = {name: value for name, value in vars(given).items() if name != "out"}
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"settings": settings, "environment": environment, "rows": rows}, indent=1)
-        given.out.write_text(text + "\n")
+def write(given: argparse.Namespace, environment: dict[str, Any], rows: list[dict[str, Any]], **more: Any) -> None:
+    """Write date, settings, environment and rows where ``--out`` names a file, small enough to be kept with the code.
+
+    A row is a line.  Of a list of seconds the median and the quantiles are written; numbers have six digits.
+
+    Args:
+        given: Settings are all but the paths of what is written.
+        environment: What ``environment.describe`` returned.
+        rows: Records with ``shape``, ``layer``, ``ratio`` and ``seconds``.
+        **more: Further lists of records, by name.
+    """
+    if not given.out:
+        return
+    head = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "settings": {name: value for name, value in vars(given).items() if not isinstance(value, Path)},
+        "environment": environment,
+    }
+    lists = {"rows": rows, **more}
+    parts = [f'"{name}": {json.dumps(value)}' for name, value in head.items()]
+    for name, records in lists.items():
+        lines = ",\n".join(f"  {json.dumps(_shortened(record))}" for record in records)
+        parts.append(f'"{name}": [\n{lines}\n ]')
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text("{\n " + ",\n ".join(parts) + "\n}\n")
+
+
+def _shortened(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with a spread in the place of single seconds, and with numbers of six digits."""
+    short = dict(record)
+    if isinstance(record.get("seconds"), list):
+        short["seconds"] = spread(record["seconds"])._asdict()
+    return {name: _rounded(value) for name, value in short.items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value

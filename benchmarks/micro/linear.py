@@ -29,13 +29,11 @@ from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.script import guarded, parser_of
 from benchmarks.micro import command, gate, ways
-from benchmarks.micro.timing import Spread, interleaved, ratios, spread
+from benchmarks.micro.timing import SHORT_S, Spread, interleaved, ratios, spread
 from rmm_gnn.diagnostics.peak import measure_step
 
 SHAPES = ("169343x256x256", "16384x768x3072", "131072x128x40", "128x64x64")
 TESTS = ("tests/autograd/test_rmm_linear.py", "tests/kernels", "tests/baselines/exact/test_linear.py")
-# Layers that take less than this are run several times for one timing of them.
-_SHORT_S = 2e-3
 
 
 def measure(shape: tuple[int, ...], given: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
@@ -57,7 +55,7 @@ def measure(shape: tuple[int, ...], given: argparse.Namespace, device: torch.dev
     memory = {name: _memory(layer, x, grad, device) for name, layer in layers.items()}
     calls = {name: lambda layer=layer: step(layer) for name, layer in layers.items()}
     (short,) = interleaved({ways.LINEAR: calls[ways.LINEAR]}, 1, device)[ways.LINEAR]
-    repeat = max(1, round(_SHORT_S / short))
+    repeat = max(1, round(SHORT_S / short))
     seconds = interleaved(calls, given.repetitions, device, repeat=repeat)
     return [
         {

@@ -10,6 +10,9 @@ import torch
 
 from benchmarks.harness.measure import stopwatch
 
+# Calls that take less than this are run several times for one timing of them.
+SHORT_S = 2e-3
+
 
 class Spread(NamedTuple):
     """A median between the 20 % and the 80 % quantile."""
@@ -42,7 +45,7 @@ def interleaved(
     rounds: int,
     device: torch.device,
     *,
-    repeat: int = 1,
+    repeat: int | Mapping[str, int] = 1,
 ) -> dict[str, list[float]]:
     """Time every call once a round, after one round that does not count.
 
@@ -50,20 +53,26 @@ def interleaved(
         calls: What to time, by name; the order changes from round to round.
         rounds: How often.
         device: Work queued there counts.
-        repeat: Runs of a call for one timing of it; the time is that of one.
+        repeat: Runs of a call for one timing of it, of all or by name; the time is that of one.
 
     Returns:
         Seconds of every round, by name.
     """
     names = list(calls)
+    runs = repeat if isinstance(repeat, Mapping) else dict.fromkeys(names, repeat)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             taken: list[float] = []
             with stopwatch(device, taken):
-                for _ in range(repeat):
+                for _ in range(runs[name]):
                     calls[name]()
             if number:
-                seconds[name].append(taken[0] / repeat)
+                seconds[name].append(taken[0] / runs[name])
     return seconds
+
+
+def repeats(calls: Mapping[str, Callable[[], Any]], device: torch.device) -> dict[str, int]:
+    """How often to run each call for one timing of it, so that none takes less than ``SHORT_S``; runs each twice."""
+    return {name: max(1, round(SHORT_S / taken)) for name, (taken,) in interleaved(calls, 1, device).items()}

@@ -1,5 +1,7 @@
 """The gate before benchmarks, and the times they take."""
 
+import time
+
 import pytest
 import torch
 
@@ -55,6 +57,23 @@ def test_interleaved_counts_every_round_but_the_first():
         {name: lambda name=name: call(name) for name in calls}, 3, torch.device("cpu"), repeat=2
     )
     assert calls == {"a": 8, "b": 8} and [len(values) for values in seconds.values()] == [3, 3]
+
+
+def test_interleaved_divides_by_the_runs_of_each_call():
+    calls = {"a": 0, "b": 0}
+
+    def call(name):
+        calls[name] += 1
+
+    given = {name: lambda name=name: call(name) for name in calls}
+    timing.interleaved(given, 1, torch.device("cpu"), repeat={"a": 3, "b": 1})
+    assert calls == {"a": 6, "b": 2}
+
+
+def test_short_calls_are_repeated_and_long_ones_are_not():
+    calls = {"short": lambda: None, "long": lambda: time.sleep(1.5 * timing.SHORT_S)}
+    found = timing.repeats(calls, torch.device("cpu"))
+    assert found["short"] > 10 and found["long"] == 1
 
 
 def test_ratios_are_those_of_a_round():

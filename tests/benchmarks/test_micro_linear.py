@@ -22,7 +22,7 @@ def test_prints_a_row_per_layer_and_writes_json(tmp_path, capsys):
     ours = [f"count_sketch {rate}{codec}" for rate in ("0.5", "0.1") for codec in ("", " int8")]
     assert list(records) == [ways.LINEAR, ways.CHECKPOINT, ways.OFFLOAD, ways.EXACT, *papers, *ours]
     assert all(name in text for name in records)
-    assert all(len(record["seconds"]) == 2 for record in records.values())
+    assert all(0 < record["seconds"]["low"] <= record["seconds"]["high"] for record in records.values())
     assert records[ways.LINEAR]["ratio"] == {"low": 1.0, "median": 1.0, "high": 1.0}
 
 
