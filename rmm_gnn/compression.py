@@ -78,7 +78,8 @@ def compress(
     unread = not (config.center or family.reads_every_row)
     marks = nonfinite_marks(x, config.workspace_bytes, rows) if unread else None
 
-    payload = codec.empty(draw.sketch_size, x.shape[1], x.dtype, x.device)
+    adopted = None if whole is None else codec.adopt(whole.sketch, x.dtype)
+    payload = codec.empty(draw.sketch_size, x.shape[1], x.dtype, x.device) if adopted is None else adopted
     ones_sketch: Tensor | None
     if whole is not None:
         blocks, ones_sketch = _single(whole), whole.ones
@@ -96,7 +97,8 @@ def compress(
             block.addr_(ones_sketch[start:stop], mean, alpha=-1.0)
         if marks is not None:
             block += marks
-        codec.encode(block, payload, start, seed, backend=config.backend)
+        if adopted is None:
+            codec.encode(block, payload, start, seed, backend=config.backend)
     return CompressedActivation(tuple(payload), mean, state)
 
 

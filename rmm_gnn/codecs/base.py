@@ -40,6 +40,10 @@ class Codec(ABC):
         Where a codec has more than one implementation, ``backend`` chooses.
         """
 
+    def adopt(self, matrix: Tensor, dtype: torch.dtype) -> list[Tensor] | None:  # [B, N]
+        """Return the storage of a matrix that came from values of type ``dtype``, if that is the matrix itself."""
+        return None
+
     @abstractmethod
     def decode(
         self,

@@ -35,6 +35,9 @@ class CastCodec(Codec):
     def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor, *, backend: str = "auto") -> None:
         payload[0][start : start + block.shape[0]].copy_(block)
 
+    def adopt(self, matrix: Tensor, dtype: torch.dtype) -> list[Tensor] | None:
+        return [matrix] if matrix.dtype == (self.dtype or dtype) and matrix.is_contiguous() else None
+
     def decode(
         self,
         payload: list[Tensor],
