@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ from torch.nn import Parameter
 
 # Their numbers in C.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
-# A thread takes longer to start than such a share of the entries takes.
-_ENTRIES_PER_THREAD = 1 << 17
+# A smaller share of the entries is not worth a thread.
+_ENTRIES_PER_THREAD = 1 << 15
 
 _SIZE, _POINTER, _NUMBER, _WORD = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32
 _SEED, _REAL = ctypes.c_uint64, ctypes.c_double
@@ -101,7 +103,23 @@ def library() -> ctypes.CDLL:
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ctypes.c_int
+    library.rmm_use_threads_of.argtypes = [ctypes.c_void_p]
+    parallel = _threads_of_torch()
+    if parallel is not None:
+        library.rmm_use_threads_of(parallel)
+        # They are not there in a forked process.
+        os.register_at_fork(after_in_child=lambda: library.rmm_use_threads_of(None))
     return library
+
+
+def _threads_of_torch() -> int | None:
+    """Return the address of ``GOMP_parallel`` in the OpenMP library that torch brought and runs on; None without one."""
+    for path in sorted(Path(torch.__file__).with_name("lib").glob("libgomp*")):
+        try:
+            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
 
 
 def pointer(tensor: Tensor | None) -> int | None:

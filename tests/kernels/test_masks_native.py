@@ -86,7 +86,10 @@ def test_any_strides(dtype, monkeypatch):
         same(both(monkeypatch, lambda x=x: torch.ops.rmm_gnn.relu_dropout(x, 0.3, SEED)))
         part = bits[: (x.numel() + 7) // 8]
         for divisor, slope in ((0.7, 0.0), (1.0, 0.2)):
-            found = both(monkeypatch, lambda x=x, d=divisor, s=slope: torch.ops.rmm_gnn.masked_grad(x, part, d, s))
+            found = both(
+                monkeypatch,
+                lambda x=x, part=part, d=divisor, s=slope: torch.ops.rmm_gnn.masked_grad(x, part, d, s),
+            )
             same(found)
 
 
