@@ -35,9 +35,10 @@ class RMMConfig:
             "int4:group_size=64").  The rows of a sketch are larger than those of x by about rate^-1/2, so float16
             overflows that much earlier.
         workspace_bytes: Bound on transient memory in forward and in backward; the families' docstrings list exceptions.
-        backend: "auto", "torch", "native" (``count_sketch`` on the CPU, compiled on installation where there is a C
-            compiler; what "auto" takes there), "scatter" (bucket sums of ``count_sketch`` through torch-scatter) or
-            "triton" (kernels for ``count_sketch``, the dense families and the codecs of few bits, on a GPU).
+        backend: "auto", "torch", "native" (for ``count_sketch``, the codecs of few bits, ReLU, dropout and batch
+            normalisation on the CPU, compiled on installation where there is a C compiler; what "auto" takes there),
+            "scatter" (bucket sums of ``count_sketch`` through torch-scatter) or "triton" (for the same and the dense
+            families, on a GPU).  What a backend does not have, plain torch does.
         norm_codec: How lean normalisation keeps its normalised input.
         norm_rate: Share of the rows that lean batch normalisation keeps, as a sketch, in ``norm_codec``; 1 keeps the
             rows themselves.  Layer normalisation keeps them all: its statistics are those of a row.

@@ -26,7 +26,7 @@ ANCHORED = OPS.anchored_linear(X.detach(), WEIGHT.detach(), X_0.detach(), None, 
 
 
 def kept_by_norm(rate):
-    return OPS.batch_norm(X.detach(), *[None] * 4, 0.1, 1e-5, "int2", True, SEED, rate)[2]
+    return OPS.batch_norm(X.detach(), *[None] * 4, 0.1, 1e-5, "int2", True, SEED, rate, "auto")[2]
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,14 @@ def kept_by_norm(rate):
         ("anchored_linear", (X, WEIGHT, X_0, leaf(3, 4), CODE, "int2", 0.5, SEED, SPEC)),
         ("anchored_linear", (X, WEIGHT, X_0, leaf(3, 4), [], "fp32", 0.5, SEED, SPEC)),
         ("anchored_linear", (X.detach(), WEIGHT, X_0.detach(), None, [], "fp32", 1.0, SEED, SPEC)),
-        ("relu", (X, None)),
-        ("relu", (X, 0.1)),
-        ("dropout", (X, 0.3, SEED)),
-        ("relu_dropout", (X, 0.3, SEED)),
-        ("batch_norm", (X, leaf(4), leaf(4), *STATISTICS, 0.1, 1e-5, "int2", True, SEED, 1.0)),
-        ("batch_norm", (X, None, None, None, None, 0.1, 1e-5, "fp32", True, SEED, 1.0)),
-        ("batch_norm", (X, leaf(4), leaf(4), *STATISTICS, 0.1, 1e-5, "int2", True, SEED, 0.3)),
-        ("batch_norm", (leaf(9, 4, 3), None, None, None, None, 0.1, 1e-5, "fp32", True, SEED, 0.5)),
+        ("relu", (X, None, "auto")),
+        ("relu", (X, 0.1, "torch")),
+        ("dropout", (X, 0.3, SEED, "auto")),
+        ("relu_dropout", (X, 0.3, SEED, "auto")),
+        ("batch_norm", (X, leaf(4), leaf(4), *STATISTICS, 0.1, 1e-5, "int2", True, SEED, 1.0, "auto")),
+        ("batch_norm", (X, None, None, None, None, 0.1, 1e-5, "fp32", True, SEED, 1.0, "auto")),
+        ("batch_norm", (X, leaf(4), leaf(4), *STATISTICS, 0.1, 1e-5, "int2", True, SEED, 0.3, "auto")),
+        ("batch_norm", (leaf(9, 4, 3), None, None, None, None, 0.1, 1e-5, "fp32", True, SEED, 0.5, "auto")),
         ("layer_norm", (X, [4], leaf(4), leaf(4), 1e-5, "int2", True, SEED)),
         ("rms_norm", (X, [4], leaf(4), 1e-5, "int2", SEED)),
         ("rms_norm", (X.detach(), [4], leaf(4), 1e-5, "fp32", SEED)),
@@ -66,11 +66,11 @@ def test_forward(name, arguments):
         ("coded_weight_grad", (torch.randn(20, 3), CODE, 4, "int2")),
         ("anchored_weight_grads", (torch.randn(20, 3), ANCHORED, CODE, "int2", 4, SPEC)),
         ("anchored_weight_grads", (torch.randn(20, 3), ANCHORED, [X_0.detach()], "fp32", 4, SPEC)),
-        ("masked_grad", (G, OPS.relu(X.detach(), None)[1], 0.7, 0.0)),
-        ("dropout_backward", (G, 0.3, SEED)),
+        ("masked_grad", (G, OPS.relu(X.detach(), None, "auto")[1], 0.7, 0.0, "auto")),
+        ("dropout_backward", (G, 0.3, SEED, "auto")),
         ("activation_backward", (G, OPS.activation(X.detach(), "silu", 0.0, "int4", SEED)[1], "int4")),
-        ("batch_norm_backward", (G, None, kept_by_norm(1.0), "int2", True, 1.0, None)),
-        ("batch_norm_backward", (G, None, kept_by_norm(0.3), "int2", True, 0.3, SEED)),
+        ("batch_norm_backward", (G, None, kept_by_norm(1.0), "int2", True, 1.0, None, "auto")),
+        ("batch_norm_backward", (G, None, kept_by_norm(0.3), "int2", True, 0.3, SEED, "auto")),
         (
             "rms_norm_backward",
             (G, [4], None, OPS.rms_norm(X.detach(), [4], None, 1e-5, "int2", SEED)[1], "int2", True),

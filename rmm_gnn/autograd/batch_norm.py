@@ -43,6 +43,7 @@ def batch_norm_op(
     keep_input: bool,
     seed: Tensor,
     rate: float,
+    backend: str,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Torch's output; the new running statistics; 1/sigma and, with ``keep_input``, what is kept of x."""
     # Copies: an operator that changed its arguments could not have a backward.
@@ -56,7 +57,7 @@ def batch_norm_op(
     if keep_input:
         rows, columns, size = x.shape[0], x[0].numel(), kept_rows(rate, x.shape[0])
         payload = get_codec(codec).empty(size, columns, x.dtype, x.device)
-        coding = _one_pass(get_codec(codec), x, size)
+        coding = _one_pass(get_codec(codec), x, size, backend)
         mean = mean.to(dtype)
         if coding is not None:
             coding.encode(x.flatten(1), _per_column(mean, x), _per_column(kept[0], x), payload, seed)
@@ -84,6 +85,7 @@ def _(
     keep_input: bool,
     seed: Tensor,
     rate: float,
+    backend: str,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     stats = [running_mean, running_var] if running_mean is not None and running_var is not None else []
     kept = [x.new_empty(x.shape[1], dtype=accumulation_dtype(x.dtype))]
@@ -101,6 +103,7 @@ def batch_norm_backward_op(
     needs_x: bool,
     rate: float,
     seed: Tensor | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (empty where it is not needed), gamma (0 where the input was not kept) and beta."""
     dtype = accumulation_dtype(grad_output.dtype)
@@ -108,7 +111,7 @@ def batch_norm_backward_op(
     size = kept_rows(rate, grad_output.shape[0])
     sketched = bool(payload) and size < grad_output.shape[0]
     channels = (0, *range(2, grad_output.dim()))
-    coding = _one_pass(get_codec(codec), grad_output, size) if payload else None
+    coding = _one_pass(get_codec(codec), grad_output, size, backend) if payload else None
     if coding is not None:
         return _coded_backward(coding, grad_output, weight, inv_std, payload, needs_x)
     sums, products = torch.zeros_like(inv_std), torch.zeros_like(inv_std)
@@ -152,13 +155,13 @@ def _coded_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``batch_norm_backward_op`` in two passes over the gradient, in which what was kept is read back as it goes."""
     matrix = grad_output.flatten(1)
-    sums, products = (vector.view(inv_std.shape[0], -1).sum(1) for vector in coding.products(matrix, payload))
+    sums, products = (vector.view(inv_std.shape[0], -1).sum(1) for vector in coding.reduce(matrix, payload))
     if not needs_x:
         return grad_output.new_empty(0), products, sums
     scale = inv_std if weight is None else inv_std * weight.to(inv_std.dtype)
     count = grad_output.numel() // max(1, sums.numel())
     vectors = [_per_column(vector, grad_output) for vector in (scale, sums / count, products / count)]
-    return coding.gradient(matrix, payload, *vectors).view(grad_output.shape), products, sums
+    return coding.grad_input(matrix, payload, *vectors).view(grad_output.shape), products, sums
 
 
 @batch_norm_backward_op.register_fake
@@ -170,6 +173,7 @@ def _(
     needs_x: bool,
     rate: float,
     seed: Tensor | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = torch.empty_like(grad_output) if needs_x else grad_output.new_empty(0)
     return grad_x, torch.empty_like(kept[0]), torch.empty_like(kept[0])
@@ -187,11 +191,11 @@ def _tiles(
         yield start, stop, rows
 
 
-def _one_pass(codec: Codec, x: Tensor, size: int) -> NormCoding | None:
+def _one_pass(codec: Codec, x: Tensor, size: int, backend: str) -> NormCoding | None:
     """Return what codes all rows of ``x`` in the pass that normalises them, where something does."""
     if size < x.shape[0] or x.numel() == 0 or not x.is_contiguous():
         return None
-    return codec.norm_coding(x.flatten(1))
+    return codec.norm_coding(x.flatten(1), backend)
 
 
 def _per_column(values: Tensor, like: Tensor) -> Tensor:  # [C] -> [C *]
@@ -203,9 +207,9 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:  # [C] -> [C, 1, ...]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], list[Tensor]]) -> None:
-    _, weight, bias, _, _, _, _, codec, keep_input, seed, rate = inputs
+    _, weight, bias, _, _, _, _, codec, keep_input, seed, rate, backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.codec, ctx.rate = codec, rate
+    ctx.codec, ctx.rate, ctx.backend = codec, rate, backend
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (weight, bias)]
     # gamma scales the gradient of x and serves nothing else; S is made again from the seed.
     ctx.save_for_backward(
@@ -215,13 +219,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list
 
 def _backward(ctx: Any, grad_output: Tensor | None, _: Any, __: Any) -> tuple[Tensor | None, ...]:
     refuse_double_backward("batch_norm")
-    nothing = (None,) * 8
+    nothing = (None,) * 9
     if grad_output is None:
         return (None, None, None, *nothing)
     weight, seed, *kept = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_x, products, sums = torch.ops.rmm_gnn.batch_norm_backward(
-        grad_output, weight, kept, ctx.codec, needs_x, ctx.rate, seed
+        grad_output, weight, kept, ctx.codec, needs_x, ctx.rate, seed, ctx.backend
     )
     return (
         grad_x if needs_x else None,

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from rmm_gnn.autograd.bit_masks import mask_bytes, read_bits, tiles, write_bits
 from rmm_gnn.autograd.double_backward import refuse_double_backward
-from rmm_gnn.kernels import masks_native, resolve
+from rmm_gnn.kernels import implementation
 
 
 @torch.library.custom_op("rmm_gnn::relu", mutates_args=())
-def relu_op(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:
+def relu_op(x: Tensor, negative_slope: float | None, backend: str) -> tuple[Tensor, Tensor]:
     """ReLU, or leaky ReLU where a slope is given, and one bit for every entry."""
-    if x.is_contiguous() and resolve("auto", x) == "native":
-        return masks_native.relu(x, negative_slope)
+    # Kernels write the output row by row; torch's has the strides of x.
+    kernels = implementation("activations", backend, x) if x.is_contiguous() else None
+    if kernels is not None:
+        out, bits = kernels.relu(x, negative_slope)
+        return out, bits
     flat, bits = x.reshape(-1), torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=x.device)
     for tile in tiles(x.numel()):
         part = flat[tile.entries]
@@ -27,18 +30,20 @@ def relu_op(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:
 
 
 @relu_op.register_fake
-def _(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, negative_slope: float | None, backend: str) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(mask_bytes(x.numel()), dtype=torch.uint8)
 
 
 @torch.library.custom_op("rmm_gnn::masked_grad", mutates_args=())
-def masked_grad_op(grad_output: Tensor, bits: Tensor, divisor: float, slope: float) -> Tensor:
+def masked_grad_op(grad_output: Tensor, bits: Tensor, divisor: float, slope: float, backend: str) -> Tensor:
     """``grad_output`` over ``divisor`` where the bit is set and times ``slope`` elsewhere; 0 where that is 0."""
-    factor = grad_output.new_ones(()).div_(divisor)  # rounded to the type, as dropout rounds it in forward
-    if resolve("auto", grad_output) == "native":
-        return masks_native.masked_grad(grad_output, bits, float(factor), slope)
+    kernels = implementation("activations", backend, grad_output)
+    if kernels is not None:
+        found: Tensor = kernels.masked_grad(grad_output, bits, divisor, slope)
+        return found
     grad_x = torch.empty_like(grad_output, memory_format=torch.contiguous_format)
     source, target = grad_output.reshape(-1), grad_x.view(-1)
+    factor = grad_output.new_ones(()).div_(divisor)  # rounded to the type, as dropout rounds it in forward
     for tile in tiles(source.numel()):
         part, out, mask = source[tile.entries], target[tile.entries], read_bits(bits, tile).to(source.dtype)
         # torch's own backward functions, fed with the mask: they select without a product, so that no inf becomes nan.
@@ -52,22 +57,23 @@ def masked_grad_op(grad_output: Tensor, bits: Tensor, divisor: float, slope: flo
 
 
 @masked_grad_op.register_fake
-def _(grad_output: Tensor, bits: Tensor, divisor: float, slope: float) -> Tensor:
+def _(grad_output: Tensor, bits: Tensor, divisor: float, slope: float, backend: str) -> Tensor:
     return torch.empty_like(grad_output, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.negative_slope = inputs[1]
+    ctx.negative_slope, ctx.backend = inputs[1:]
     ctx.save_for_backward(output[1])
 
 
-def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
+def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
     refuse_double_backward("relu")
     if grad_output is None:
-        return None, None
+        return None, None, None
     (bits,) = ctx.saved_tensors
-    return torch.ops.rmm_gnn.masked_grad(grad_output, bits, 1.0, ctx.negative_slope or 0.0), None
+    slope = ctx.negative_slope or 0.0
+    return torch.ops.rmm_gnn.masked_grad(grad_output, bits, 1.0, slope, ctx.backend), None, None
 
 
 relu_op.register_autograd(_backward, setup_context=_setup_context)

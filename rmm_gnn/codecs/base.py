@@ -64,7 +64,7 @@ class Codec(ABC):
     def variance(self, matrix: Tensor) -> Tensor:  # [B, N] -> [B, N]
         """Return the variance of every entry of ``matrix`` as read back, over seeds."""
 
-    def norm_coding(self, matrix: Tensor) -> NormCoding | None:  # [B, N]
+    def norm_coding(self, matrix: Tensor, backend: str = "auto") -> NormCoding | None:  # [B, N]
         """Return what normalises and codes such a matrix in one pass; None where that takes two."""
         return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from rmm_gnn._validation import check_choice, check_positive_int
 from rmm_gnn.codecs.base import Codec
 from rmm_gnn.codecs.bitpack import pack, packed_width, unpack
 from rmm_gnn.codecs.norm_coding import NormCoding
-from rmm_gnn.kernels import codes_native, resolve
+from rmm_gnn.kernels import implementation
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.seeding import Stream, hash_index
 
@@ -97,7 +96,7 @@ class StochasticCodec(Codec):
         return super().num_bytes(num_rows, num_columns, dtype)
 
     def encode(self, block: Tensor, payload: list[Tensor], start: int, seed: Tensor, *, backend: str = "auto") -> None:
-        kernels = _kernels(resolve(backend, block))
+        kernels = implementation("codes", backend, block)
         if kernels is not None:
             codes, scales = (tensor[start : start + block.shape[0]] for tensor in payload)
             kernels.encode(block, codes, scales, seed, start, bits=self.bits, group_size=self.group_size)
@@ -126,7 +125,7 @@ class StochasticCodec(Codec):
         *,
         backend: str = "auto",
     ) -> Tensor:
-        kernels = _kernels(resolve(backend, payload[0], dtype))
+        kernels = implementation("codes", backend, payload[0], dtype)
         if kernels is not None:
             codes, scales = (tensor[start:stop] for tensor in payload)
             return kernels.decode(codes, scales, num_columns, dtype, bits=self.bits, group_size=self.group_size)
@@ -137,9 +136,9 @@ class StochasticCodec(Codec):
             part.mul_(step).add_(offset)
         return values.to(dtype)
 
-    def norm_coding(self, matrix: Tensor) -> NormCoding | None:
-        native = resolve("auto", matrix) == "native"
-        return NormCoding(self.bits, self.group_size) if native else None
+    def norm_coding(self, matrix: Tensor, backend: str = "auto") -> NormCoding | None:
+        kernels = implementation("batch_norm", backend, matrix)
+        return None if kernels is None else NormCoding(kernels, self.bits, self.group_size)
 
     def variance(self, matrix: Tensor) -> Tensor:  # [B, N] -> [B, N]
         """Return the variance s^2 f (1 - f) of every entry as read back, for a given matrix."""
@@ -191,15 +190,6 @@ class StochasticCodec(Codec):
         if num_columns > full * size:
             views = [matrix[:, full * size :].unsqueeze(1) for matrix in matrices]
             yield (*views, offsets[:, full:], steps[:, full:])
-
-
-def _kernels(backend: str) -> Any:
-    """The module that codes on ``backend``; None for plain torch."""
-    if backend == "triton":
-        from rmm_gnn.kernels import codes_triton  # an optional package
-
-        return codes_triton
-    return codes_native if backend == "native" else None
 
 
 def _uniforms(seed: Tensor, stream: int, start: int, stop: int) -> Tensor:

@@ -81,7 +81,7 @@ def _addmm(
 
 
 def _relu(this: ForwardPass, input: Tensor, inplace: bool = False) -> Tensor:
-    return lean.relu(input, inplace) if _is_dense(input) else NotImplemented
+    return lean.relu(input, inplace, backend=this.config.backend) if _is_dense(input) else NotImplemented
 
 
 def _relu_method(this: ForwardPass, input: Tensor) -> Tensor:
@@ -93,7 +93,8 @@ def _relu_(this: ForwardPass, input: Tensor) -> Tensor:
 
 
 def _leaky_relu(this: ForwardPass, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    return lean.leaky_relu(input, negative_slope, inplace) if _is_dense(input) else NotImplemented
+    known = _is_dense(input)
+    return lean.leaky_relu(input, negative_slope, inplace, backend=this.config.backend) if known else NotImplemented
 
 
 def _leaky_relu_(this: ForwardPass, input: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -103,10 +104,10 @@ def _leaky_relu_(this: ForwardPass, input: Tensor, negative_slope: float = 0.01)
 def _dropout(this: ForwardPass, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     known = _is_dense(input) and type(p) in (int, float) and 0 <= p <= 1
     if known and this.held is not None:
-        out = dropout_of_held(this.held, input, p, training, inplace)
+        out = dropout_of_held(this.held, input, p, training, inplace, backend=this.config.backend)
         if out is not None:
             return out
-    return lean.dropout(input, p, training, inplace) if known else NotImplemented
+    return lean.dropout(input, p, training, inplace, backend=this.config.backend) if known else NotImplemented
 
 
 def _batch_norm(
@@ -127,7 +128,8 @@ def _batch_norm(
     if not training and running_mean is None:
         return NotImplemented
     args = input, running_mean, running_var, weight, bias, training, momentum, eps
-    return lean.batch_norm(*args, codec=this.config.norm_codec, rate=this.config.norm_rate)
+    config = this.config
+    return lean.batch_norm(*args, codec=config.norm_codec, rate=config.norm_rate, backend=config.backend)
 
 
 def _torch_dropout(this: ForwardPass, input: Tensor, p: float, train: bool) -> Tensor:

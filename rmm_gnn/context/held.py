@@ -81,14 +81,14 @@ def addmm_of_held(
 
 
 def dropout_of_held(
-    held: HeldInputs, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    held: HeldInputs, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, backend: str = "auto"
 ) -> Tensor | None:
     """Dropout of ``x`` where it is held, noted; None elsewhere, and where dropout does nothing."""
     is_number = isinstance(p, int | float)  # of anything else, dropout has to say what is wrong
     if not training or inplace or not is_number or not 0 < p < 1 or x.numel() == 0 or not held.has(x):
         return None
     seed = draw_seed(x)
-    out = lean.dropout(x, p, seed=seed)
+    out = lean.dropout(x, p, seed=seed, backend=backend)
     held.note(out, x, float(p), seed)
     return out
 

@@ -14,18 +14,21 @@ from rmm_gnn.functional._calling import needs_grad, overridable, returned, round
 
 
 @overridable
-def relu(x: Tensor, inplace: bool = False) -> Tensor:
+def relu(x: Tensor, inplace: bool = False, *, backend: str = "auto") -> Tensor:
     """``torch.nn.functional.relu`` that keeps one bit for every entry; output and gradient are exact.
 
     Args:
         x: Any shape.
         inplace: Overwrite x with the output.
+        backend: Which implementation, as in ``RMMConfig``.
 
     Returns:
         The output, of the shape of x.
 
     Raises:
         TypeError: If a gradient is needed and x is not a dense floating-point tensor.
+        ValueError: If ``backend`` is unknown or does not take x.
+        ImportError: If what ``backend`` needs is not installed.
         RuntimeError: In backward, if it is run with ``create_graph=True``.
 
     Example:
@@ -34,28 +37,33 @@ def relu(x: Tensor, inplace: bool = False) -> Tensor:
     """
     if not needs_grad(x):
         return F.relu(x, inplace)
-    return returned(x, torch.ops.rmm_gnn.relu(check_floating("x", x), None)[0], inplace)
+    out = torch.ops.rmm_gnn.relu(check_floating("x", x), None, backend)[0]
+    return returned(x, out, inplace)
 
 
 @overridable
-def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False, *, backend: str = "auto") -> Tensor:
     """``torch.nn.functional.leaky_relu`` that keeps one bit for every entry; output and gradient are exact.
 
     Args:
         x: Any shape.
         negative_slope: Slope below 0.
         inplace: Overwrite x with the output.
+        backend: Which implementation, as in ``RMMConfig``.
 
     Returns:
         The output, of the shape of x.
 
     Raises:
         TypeError: If a gradient is needed and x is not a dense floating-point tensor.
+        ValueError: If ``backend`` is unknown or does not take x.
+        ImportError: If what ``backend`` needs is not installed.
         RuntimeError: In backward, if it is run with ``create_graph=True``.
     """
     if not needs_grad(x):
         return F.leaky_relu(x, negative_slope, inplace)
-    return returned(x, torch.ops.rmm_gnn.relu(check_floating("x", x), float(negative_slope))[0], inplace)
+    out = torch.ops.rmm_gnn.relu(check_floating("x", x), float(negative_slope), backend)[0]
+    return returned(x, out, inplace)
 
 
 @overridable

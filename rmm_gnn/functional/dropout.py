@@ -21,6 +21,7 @@ def dropout(
     inplace: bool = False,
     *,
     seed: Tensor | int | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """``torch.nn.functional.dropout`` that keeps a seed instead of a mask; the gradient is exact.
 
@@ -33,13 +34,15 @@ def dropout(
         training: If False, x is returned as it is.
         inplace: Overwrite x with the output.
         seed: Decides the mask; drawn afresh at every call if None.
+        backend: Which implementation, as in ``RMMConfig``.
 
     Returns:
         The output, of the shape of x.
 
     Raises:
-        ValueError: If p is not in [0, 1].
+        ValueError: If p is not in [0, 1], or ``backend`` is unknown or does not take x.
         TypeError: If p is not a number, or x is not a dense floating-point tensor.
+        ImportError: If what ``backend`` needs is not installed.
         RuntimeError: In backward, if it is run with ``create_graph=True``.
 
     Example:
@@ -54,11 +57,13 @@ def dropout(
         return F.dropout(x, p, training, inplace)
     seed = draw_seed(x) if seed is None else check_seed(seed, x.device)
     # The same mask without grad mode: a checkpointed block runs once without and once with.
-    return returned(x, torch.ops.rmm_gnn.dropout(x, p, seed)[0], inplace)
+    return returned(x, torch.ops.rmm_gnn.dropout(x, p, seed, backend)[0], inplace)
 
 
 @overridable
-def relu_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, seed: Tensor | int | None = None) -> Tensor:
+def relu_dropout(
+    x: Tensor, p: float = 0.5, training: bool = True, *, seed: Tensor | int | None = None, backend: str = "auto"
+) -> Tensor:
     """Dropout of ReLU of x in one pass, with one bit for every entry in all; output and gradient are exact.
 
     ``dropout(relu(x), p)`` keeps the same bytes; this reads x once and recomputes no mask in backward.
@@ -68,19 +73,21 @@ def relu_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, seed: Tens
         p: Probability of an entry to be dropped.
         training: If False, only ReLU.
         seed: Decides the mask; drawn afresh at every call if None.
+        backend: Which implementation, as in ``RMMConfig``.
 
     Returns:
         The output, of the shape of x.
 
     Raises:
-        ValueError: If p is not in [0, 1].
+        ValueError: If p is not in [0, 1], or ``backend`` is unknown or does not take x.
         TypeError: If p is not a number, or x is not a dense floating-point tensor.
+        ImportError: If what ``backend`` needs is not installed.
         RuntimeError: In backward, if it is run with ``create_graph=True``.
     """
     p = check_probability(p)
     if not training or p in (0.0, 1.0) or check_floating("x", x).numel() == 0:
-        return F.dropout(relu(x), p, training)
+        return F.dropout(relu(x, backend=backend), p, training)
     seed = draw_seed(x) if seed is None else check_seed(seed, x.device)
     if not needs_grad(x):
-        return torch.ops.rmm_gnn.dropout(F.relu(x), p, seed)[0]
-    return torch.ops.rmm_gnn.relu_dropout(x, p, seed)[0]
+        return torch.ops.rmm_gnn.dropout(F.relu(x), p, seed, backend)[0]
+    return torch.ops.rmm_gnn.relu_dropout(x, p, seed, backend)[0]

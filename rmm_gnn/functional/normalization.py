@@ -32,6 +32,7 @@ def batch_norm(
     codec: str | Codec = "int2",
     rate: float = 1.0,
     seed: Tensor | int | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     r"""``torch.nn.functional.batch_norm`` that keeps the normalised input, or a sketch of its rows, in a codec.
 
@@ -75,13 +76,16 @@ def batch_norm(
         codec: How the normalised input, or its sketch, is kept.
         rate: Share of the N rows to keep as a sketch, in (0, 1]; 1 keeps the rows themselves.
         seed: Decides the rounding and the sketch; drawn afresh at every call if None.
+        backend: Which implementation normalises and codes, as in ``RMMConfig``; none does both for a sketch.
 
     Returns:
         The output, of the shape of x.
 
     Raises:
         TypeError: If a gradient is needed and x is not a dense floating-point tensor, or ``rate`` is no number.
-        ValueError: If ``codec`` is unknown, ``rate`` is out of range, or as torch raises it.
+        ValueError: If ``codec`` or ``backend`` is unknown, ``backend`` does not take x, ``rate`` is out of range, or
+            as torch raises it.
+        ImportError: If what ``backend`` needs is not installed.
         RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
     """
     codec, rate = spec_of(codec), check_rate("rate", rate)
@@ -108,6 +112,7 @@ def batch_norm(
         keep_input,
         seed,
         rate,
+        backend,
     )
     if running_mean is not None and running_var is not None:
         # Detached: a buffer that joined this step's graph would carry it into the next one.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +49,25 @@ def resolve(backend: str, matrix: Tensor, dtype: torch.dtype | None = None) -> s
     if backend != "auto":
         return backend
     return "native" if native.is_built() and native.takes(matrix, dtype) else "torch"
+
+
+def implementation(operation: str, backend: str, matrix: Tensor, dtype: torch.dtype | None = None) -> Any:
+    """Return the module that does ``operation`` on what ``backend`` stands for, or None: plain torch does it.
+
+    Args:
+        operation: What the modules are named after: "activations", "batch_norm" or "codes".
+        backend: One of ``BACKENDS``; one that has no module for the operation leaves it to plain torch.
+        matrix: What is read.
+        dtype: The type that counts, where it is not that of ``matrix``.
+
+    Raises:
+        ValueError: If ``backend`` is unknown.
+        ImportError: If what ``backend`` needs is not installed.
+    """
+    if backend != "auto":
+        check_backend(backend)
+    name = resolve(backend, matrix, dtype)
+    return import_module(f"rmm_gnn.kernels.{operation}_{name}") if name in ("native", "triton") else None
 
 
 def bucket_sum(matrix: Tensor, rows: Tensor, signs: Tensor, offsets: Tensor, backend: str) -> Tensor:

@@ -113,13 +113,26 @@ def library() -> ctypes.CDLL:
 
 
 def _threads_of_torch() -> int | None:
-    """Return the address of ``GOMP_parallel`` in the OpenMP library that torch brought and runs on; None without one."""
+    """Return the address of ``GOMP_parallel`` in the OpenMP library that torch brought; None without one."""
     for path in sorted(Path(torch.__file__).with_name("lib").glob("libgomp*")):
         try:
             return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
         except (OSError, AttributeError):
             continue
     return None
+
+
+def check_taken(matrix: Tensor) -> None:
+    """Check that the kernels can read ``matrix``.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    if not takes(matrix):
+        raise ValueError(
+            f"'backend' must be one that takes {matrix.dtype} on {matrix.device.type} (got 'native', which is for "
+            "plain float tensors on the CPU, without a gradient). Use backend='auto'."
+        )
 
 
 def pointer(tensor: Tensor | None) -> int | None:

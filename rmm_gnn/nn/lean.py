@@ -26,7 +26,7 @@ class LeanReLU(LeanModule, torch.nn.ReLU):
     """``torch.nn.ReLU`` that keeps one bit for every entry; output and gradient are exact."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return lean.relu(input, self.inplace) if self.training else super().forward(input)
+        return lean.relu(input, self.inplace, backend=self.config.backend) if self.training else super().forward(input)
 
 
 class LeanLeakyReLU(LeanModule, torch.nn.LeakyReLU):
@@ -35,14 +35,14 @@ class LeanLeakyReLU(LeanModule, torch.nn.LeakyReLU):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        return lean.leaky_relu(input, self.negative_slope, self.inplace)
+        return lean.leaky_relu(input, self.negative_slope, self.inplace, backend=self.config.backend)
 
 
 class LeanDropout(LeanModule, torch.nn.Dropout):
     """``torch.nn.Dropout`` that keeps a seed instead of a mask; the gradient is exact."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return lean.dropout(input, self.p, self.training, self.inplace)
+        return lean.dropout(input, self.p, self.training, self.inplace, backend=self.config.backend)
 
 
 class LeanReLUDropout(LeanModule):
@@ -50,7 +50,7 @@ class LeanReLUDropout(LeanModule):
 
     Args:
         p: Probability of an entry to be dropped.
-        config: Not read; taken for uniformity.
+        config: Of it, ``backend`` is read.
     """
 
     def __init__(self, p: float = 0.5, *, config: RMMConfig | None = None) -> None:
@@ -58,7 +58,7 @@ class LeanReLUDropout(LeanModule):
         self.p = check_probability(p)
 
     def forward(self, input: Tensor) -> Tensor:
-        return lean.relu_dropout(input, self.p) if self.training else torch.relu(input)
+        return lean.relu_dropout(input, self.p, backend=self.config.backend) if self.training else torch.relu(input)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

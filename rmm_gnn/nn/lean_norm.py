@@ -33,6 +33,7 @@ class _LeanBatchNorm(LeanModule, _BatchNorm):
             self.eps,
             codec=self.config.norm_codec,
             rate=self.config.norm_rate,
+            backend=self.config.backend,
         )
 
     def extra_repr(self) -> str:

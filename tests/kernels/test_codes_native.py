@@ -5,7 +5,7 @@ import torch
 
 from rmm_gnn.codecs import StochasticCodec
 from rmm_gnn.functional import batch_norm
-from rmm_gnn.kernels import building, codes_native, native
+from rmm_gnn.kernels import batch_norm_native, building, native
 from tests.kernels.device import far_apart
 
 pytestmark = pytest.mark.skipif(not building.find_compiler(), reason="there is no C compiler")
@@ -104,7 +104,7 @@ def test_what_they_do_not_take_raises():
     with pytest.raises(ValueError, match=r"'backend' must be one that reads codes as torch.float16 \(got 'native'"):
         codec.decode(payload, 0, 3, 4, torch.float16, backend="native")
     with pytest.raises(ValueError, match="'backend' must be one that takes"):
-        codes_native.reduce_products(torch.ones(3, 4, dtype=torch.int32), *payload, bits=4, group_size=None)
+        batch_norm_native.reduce(torch.ones(3, 4, dtype=torch.int32), *payload, bits=4, group_size=None)
 
 
 @DTYPES
@@ -125,11 +125,11 @@ def test_what_normalisation_does_in_one_pass(shape, bits, dtype, monkeypatch):
     same(payload, expected)
 
     read = codec.decode(expected, 0, len(matrix), matrix.shape[1], torch.float64, backend="torch")
-    sums, products = coding.products(gradient, payload)
+    sums, products = coding.reduce(gradient, payload)
     near = {"rtol": 1e-5, "atol": 1e-5 * len(matrix) ** 0.5}
     torch.testing.assert_close(sums.double(), gradient.double().sum(0), **near)
     torch.testing.assert_close(products.double(), (gradient.double() * read).sum(0), **near)
-    found = coding.gradient(gradient, payload, factor, mean, other)
+    found = coding.grad_input(gradient, payload, factor, mean, other)
     reference = (gradient.double() - mean - read * other) * factor
     torch.testing.assert_close(
         found.double(), reference.to(dtype).double(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-4
@@ -159,5 +159,5 @@ def test_sums_over_many_rows_keep_their_digits():
     payload = StochasticCodec(1).empty(1, 1, torch.float32, torch.device("cpu"))
     payload = [tensor.fill_(1).expand(rows, -1).contiguous() for tensor in payload]
     gradient = torch.ones(rows, 1)
-    sums, _ = codes_native.reduce_products(gradient, *payload, bits=1, group_size=None)
+    sums, _ = batch_norm_native.reduce(gradient, *payload, bits=1, group_size=None)
     assert sums.item() == rows

@@ -31,7 +31,7 @@ def exact_relu(x: Tensor) -> Tensor:
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return F.relu(x)
-    return torch.ops.rmm_gnn.relu(x, None)[0]
+    return torch.ops.rmm_gnn.relu(x, None, "auto")[0]
 
 
 def exact_leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -42,7 +42,7 @@ def exact_leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return F.leaky_relu(x, negative_slope)
-    return torch.ops.rmm_gnn.relu(x, float(negative_slope))[0]
+    return torch.ops.rmm_gnn.relu(x, float(negative_slope), "auto")[0]
 
 
 @torch.compiler.disable

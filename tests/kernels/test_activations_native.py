@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rmm_gnn.autograd.dropout import apply_dropout, dropped_rows
-from rmm_gnn.kernels import building, masks_native, native
+from rmm_gnn.kernels import activations_native, building, native
 
 pytestmark = pytest.mark.skipif(not building.find_compiler(), reason="there is no C compiler")
 SEED = torch.tensor(2**40 + 11)
@@ -42,9 +42,9 @@ def entries(shape, dtype):
 def _kernels_are_used(monkeypatch, request):
     """What is compared with plain torch did come from the kernels."""
     calls = []
-    for name in ("_relu", "masked_grad", "dropout"):
-        own = getattr(masks_native, name)
-        monkeypatch.setattr(masks_native, name, lambda *a, own=own, **k: (calls.append(own), own(*a, **k))[1])
+    for name in ("_activate", "masked_grad", "dropout"):
+        own = getattr(activations_native, name)
+        monkeypatch.setattr(activations_native, name, lambda *a, own=own, **k: (calls.append(own), own(*a, **k))[1])
     yield
     assert calls or "plain" in request.node.name
 
@@ -54,9 +54,9 @@ def _kernels_are_used(monkeypatch, request):
 @pytest.mark.parametrize("slope", [None, 0.01, 0.0, -1.5])
 def test_relu(shape, dtype, slope, monkeypatch):
     x, gradient = entries(shape, dtype), entries(shape, dtype).flip(0)
-    same(both(monkeypatch, lambda: torch.ops.rmm_gnn.relu(x, slope)))
-    bits = torch.ops.rmm_gnn.relu(x, slope)[1]
-    same(both(monkeypatch, lambda: torch.ops.rmm_gnn.masked_grad(gradient, bits, 1.0, slope or 0.0)))
+    same(both(monkeypatch, lambda: torch.ops.rmm_gnn.relu(x, slope, "auto")))
+    bits = torch.ops.rmm_gnn.relu(x, slope, "auto")[1]
+    same(both(monkeypatch, lambda: torch.ops.rmm_gnn.masked_grad(gradient, bits, 1.0, slope or 0.0, "auto")))
 
 
 @SHAPES
@@ -65,9 +65,9 @@ def test_relu(shape, dtype, slope, monkeypatch):
 def test_dropout(shape, dtype, p, monkeypatch):
     x, gradient = entries(shape, dtype), entries(shape, dtype).flip(0)
     same(both(monkeypatch, lambda: apply_dropout(x, p, SEED)))
-    same(both(monkeypatch, lambda: torch.ops.rmm_gnn.relu_dropout(x, p, SEED)))
-    bits = torch.ops.rmm_gnn.relu_dropout(x, p, SEED)[1]
-    same(both(monkeypatch, lambda: torch.ops.rmm_gnn.masked_grad(gradient, bits, 1 - p, 0.0)))
+    same(both(monkeypatch, lambda: torch.ops.rmm_gnn.relu_dropout(x, p, SEED, "auto")))
+    bits = torch.ops.rmm_gnn.relu_dropout(x, p, SEED, "auto")[1]
+    same(both(monkeypatch, lambda: torch.ops.rmm_gnn.masked_grad(gradient, bits, 1 - p, 0.0, "auto")))
 
 
 @pytest.mark.parametrize("height", [1, 7, 100])
@@ -82,22 +82,22 @@ def test_any_strides(dtype, monkeypatch):
     matrix = torch.randn(50, 64).to(dtype)
     bits = torch.randint(0, 256, (50 * 64 // 8,), dtype=torch.uint8)
     for x in (matrix.t(), matrix[:, ::2], matrix[:1].expand(50, -1)):
-        same(both(monkeypatch, lambda x=x: apply_dropout(x, 0.3, SEED)))
-        same(both(monkeypatch, lambda x=x: torch.ops.rmm_gnn.relu_dropout(x, 0.3, SEED)))
+        same(both(monkeypatch, lambda x=x: apply_dropout(x, 0.3, SEED, "auto")))
+        same(both(monkeypatch, lambda x=x: torch.ops.rmm_gnn.relu_dropout(x, 0.3, SEED, "auto")))
         part = bits[: (x.numel() + 7) // 8]
         for divisor, slope in ((0.7, 0.0), (1.0, 0.2)):
             found = both(
                 monkeypatch,
-                lambda x=x, part=part, d=divisor, s=slope: torch.ops.rmm_gnn.masked_grad(x, part, d, s),
+                lambda x=x, part=part, d=divisor, s=slope: torch.ops.rmm_gnn.masked_grad(x, part, d, s, "auto"),
             )
             same(found)
 
 
 def test_relu_of_what_is_not_contiguous_is_plain_torchs_and_keeps_its_strides():
     x = torch.randn(50, 64).t()
-    out, bits = torch.ops.rmm_gnn.relu(x, None)
+    out, bits = torch.ops.rmm_gnn.relu(x, None, "auto")
     assert out.stride() == torch.relu(x).stride()
-    assert torch.equal(bits, torch.ops.rmm_gnn.relu(x.contiguous(), None)[1])
+    assert torch.equal(bits, torch.ops.rmm_gnn.relu(x.contiguous(), None, "auto")[1])
 
 
 def test_the_number_of_threads_changes_nothing():
@@ -106,7 +106,7 @@ def test_the_number_of_threads_changes_nothing():
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append([*torch.ops.rmm_gnn.relu_dropout(x, 0.2, SEED), apply_dropout(x, 0.2, SEED)])
+            found.append([*torch.ops.rmm_gnn.relu_dropout(x, 0.2, SEED, "auto"), apply_dropout(x, 0.2, SEED)])
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
