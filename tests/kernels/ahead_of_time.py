@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rmm_gnn.codecs import get_codec
-from rmm_gnn.kernels import codes_triton, count_sketch_triton, dense_triton
+from rmm_gnn.kernels import activations_triton, codes_triton, count_sketch_triton, dense_triton
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -44,6 +44,8 @@ def compile_for(capability: int) -> None:
             if isinstance(value, Tensor):
                 signature[parameter.name] = POINTERS[value.dtype]
                 hints[place,] = [["tt.divisibility", 16]]
+            elif parameter.annotation_type:
+                signature[parameter.name] = parameter.annotation_type
             elif parameter.is_constexpr or value == 1:  # a launch specialises on 1 as well
                 signature[parameter.name], constants[place,] = "constexpr", value
             else:
@@ -62,7 +64,7 @@ def compile_for(capability: int) -> None:
 
 def launch_all(dtype: torch.dtype) -> None:
     """Call everything that launches a kernel."""
-    for module in (codes_triton, count_sketch_triton, dense_triton):
+    for module in (activations_triton, codes_triton, count_sketch_triton, dense_triton):
         module.check_device = lambda kernel, tensor: None
     matrix, seed = torch.zeros(4096, 256, dtype=dtype), torch.tensor(0)
     rows = torch.arange(1000, dtype=torch.int32)
@@ -78,10 +80,17 @@ def launch_all(dtype: torch.dtype) -> None:
         settings = {"bits": codec.bits, "group_size": codec.group_size}
         codes_triton.encode(matrix, *payload, seed, 0, **settings)
         codes_triton.decode(*payload, 256, dtype, **settings)
+    for values in (matrix, matrix.t(), matrix[:1, :1]):
+        bits = activations_triton.relu(values, None)[1]
+        activations_triton.relu(values, 0.01)
+        activations_triton.dropout(values, 0.5, seed)
+        activations_triton.relu_dropout(values, 0.1, seed)
+        activations_triton.masked_grad(values, bits, 0.9, 0.0)
+        activations_triton.masked_grad(values, bits, 1.0, 0.01)
 
 
 if __name__ == "__main__":
     compile_for(int(sys.argv[1]))
     launch_all(getattr(torch, sys.argv[2]))
-    expected = {"_count_sketch", "_dense", "_choose_scales", "_pack", "_unpack"}
+    expected = {"_activate", "_mask_grad", "_count_sketch", "_dense", "_choose_scales", "_pack", "_unpack"}
     assert set(launched) == expected, launched
