@@ -18,7 +18,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rmm_gnn.codecs import get_codec
-from rmm_gnn.kernels import activations_triton, codes_triton, count_sketch_triton, dense_triton
+from rmm_gnn.kernels import activations_triton, batch_norm_triton, codes_triton, count_sketch_triton, dense_triton
+from rmm_gnn.kernels.reference import accumulation_dtype
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -64,7 +65,7 @@ def compile_for(capability: int) -> None:
 
 def launch_all(dtype: torch.dtype) -> None:
     """Call everything that launches a kernel."""
-    for module in (activations_triton, codes_triton, count_sketch_triton, dense_triton):
+    for module in (activations_triton, batch_norm_triton, codes_triton, count_sketch_triton, dense_triton):
         module.check_device = lambda kernel, tensor: None
     matrix, seed = torch.zeros(4096, 256, dtype=dtype), torch.tensor(0)
     rows = torch.arange(1000, dtype=torch.int32)
@@ -80,6 +81,12 @@ def launch_all(dtype: torch.dtype) -> None:
         settings = {"bits": codec.bits, "group_size": codec.group_size}
         codes_triton.encode(matrix, *payload, seed, 0, **settings)
         codes_triton.decode(*payload, 256, dtype, **settings)
+        for rows, columns in ((4096, 256), (1, 1)):
+            x, payload = matrix[:rows, :columns], codec.empty(rows, columns, dtype, matrix.device)
+            values = torch.zeros(columns, dtype=accumulation_dtype(dtype))
+            batch_norm_triton.encode_normalized(x, values, values, *payload, seed, 0, **settings)
+            batch_norm_triton.reduce(x, *payload, **settings)
+            batch_norm_triton.grad_input(x, *payload, values, values, values, **settings)
     for values in (matrix, matrix.t(), matrix[:1, :1]):
         bits = activations_triton.relu(values, None)[1]
         activations_triton.relu(values, 0.01)
@@ -92,5 +99,6 @@ def launch_all(dtype: torch.dtype) -> None:
 if __name__ == "__main__":
     compile_for(int(sys.argv[1]))
     launch_all(getattr(torch, sys.argv[2]))
-    expected = {"_activate", "_mask_grad", "_count_sketch", "_dense", "_choose_scales", "_pack", "_unpack"}
+    expected = {"_count_sketch", "_dense", "_choose_scales", "_pack", "_unpack"}
+    expected |= {"_activate", "_mask_grad", "_reduce", "_grad_input"}
     assert set(launched) == expected, launched
