@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmm_gnn.kernels.hashing_triton import hash_words, stream_key
-from rmm_gnn.kernels.launching_triton import check_device, on_device, tile_entries
+from rmm_gnn.kernels.launching_triton import check_device, is_interpreted, on_device, tile_entries
 from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.kernels.rounding_triton import offset_and_step, random_level, uniform
 from rmm_gnn.seeding import Stream
@@ -204,7 +204,7 @@ def encode(
     accumulate = tl.float64 if accumulation_dtype(block.dtype) == torch.float64 else tl.float32
     normalizes = mean is not None and inv_std is not None
     operands = [block, *(tensor.contiguous() if tensor is not None else block for tensor in (mean, inv_std))]
-    rows, columns = _tile(group_size)
+    rows, columns = _tile(num_rows, group_size)
     with on_device(block):
         _choose_scales[(triton.cdiv(num_rows, rows), groups)](
             *operands,
@@ -222,7 +222,7 @@ def encode(
             COLUMNS=columns,
             **OPTIONS,
         )
-    rows, columns = _tile(width)
+    rows, columns = _tile(num_rows, width)
     with on_device(block):
         _pack[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))](
             *operands,
@@ -264,7 +264,7 @@ def decode(
     out = torch.empty(num_rows, num_columns, dtype=dtype, device=codes.device)
     if out.numel() == 0:
         return out
-    rows, columns = _tile(width)
+    rows, columns = _tile(num_rows, width)
     with on_device(codes):
         _unpack[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))](
             codes,
@@ -284,6 +284,8 @@ def decode(
     return out
 
 
-def _tile(width: int) -> tuple[int, int]:
+def _tile(num_rows: int, width: int) -> tuple[int, int]:
     columns = min(_MAX_COLUMNS, triton.next_power_of_2(width))
-    return max(1, tile_entries(_pack) // columns), columns
+    rows = max(1, tile_entries(_pack) // columns)
+    # Where kernels are interpreted, small matrices would be filled up to the size of a tile.
+    return min(rows, triton.next_power_of_2(num_rows)) if is_interpreted(_pack) else rows, columns

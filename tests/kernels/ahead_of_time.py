@@ -18,7 +18,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rmm_gnn.codecs import get_codec
-from rmm_gnn.kernels import activations_triton, batch_norm_triton, codes_triton, count_sketch_triton, dense_triton
+from rmm_gnn.kernels import (
+    activations_triton,
+    batch_norm_triton,
+    codes_triton,
+    count_sketch_triton,
+    dense_triton,
+    sketch_codes_triton,
+)
 from rmm_gnn.kernels.reference import accumulation_dtype
 
 POINTERS = {
@@ -56,7 +63,11 @@ def compile_for(capability: int) -> None:
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         launched.append(kernel.__name__)
-        if kernel.__name__ in ("_choose_scales", "_pack"):  # whose codes are those of torch, which rounds to nearest
+        if kernel.__name__ in (
+            "_choose_scales",
+            "_pack",
+            "_sketch_and_encode",
+        ):  # whose codes are those of torch, which rounds to nearest
             assert not {"div.full.f32", "div.approx.f32"} & set(compiled.asm["ptx"].split()), kernel.__name__
         print(kernel.__name__, len(compiled.asm["cubin"]))
 
@@ -65,7 +76,8 @@ def compile_for(capability: int) -> None:
 
 def launch_all(dtype: torch.dtype) -> None:
     """Call everything that launches a kernel."""
-    for module in (activations_triton, batch_norm_triton, codes_triton, count_sketch_triton, dense_triton):
+    launchers = (activations_triton, batch_norm_triton, codes_triton, count_sketch_triton, dense_triton)
+    for module in (*launchers, sketch_codes_triton):
         module.check_device = lambda kernel, tensor: None
     matrix, seed = torch.zeros(4096, 256, dtype=dtype), torch.tensor(0)
     rows = torch.arange(1000, dtype=torch.int32)
@@ -86,6 +98,10 @@ def launch_all(dtype: torch.dtype) -> None:
             values = torch.zeros(columns, dtype=accumulation_dtype(dtype))
             batch_norm_triton.encode_normalized(x, values, values, *payload, seed, 0, **settings)
             batch_norm_triton.reduce(x, *payload, **settings)
+            size, mean = min(rows, 400), values if rows > 1 else None
+            sketched = [tensor[:size] for tensor in codec.empty(rows, columns, dtype, matrix.device)]
+            if codec.group_size is None:
+                sketch_codes_triton.sketch_and_encode(x, seed, size, 0, size, *sketched, bits=codec.bits, mean=mean)
             batch_norm_triton.grad_input(x, *payload, values, values, values, **settings)
     for values in (matrix, matrix.t(), matrix[:1, :1]):
         bits = activations_triton.relu(values, None)[1]
@@ -100,5 +116,5 @@ if __name__ == "__main__":
     compile_for(int(sys.argv[1]))
     launch_all(getattr(torch, sys.argv[2]))
     expected = {"_count_sketch", "_dense", "_choose_scales", "_pack", "_unpack"}
-    expected |= {"_activate", "_mask_grad", "_reduce", "_grad_input"}
+    expected |= {"_activate", "_mask_grad", "_reduce", "_grad_input", "_sketch_and_encode"}
     assert set(launched) == expected, launched
