@@ -10,8 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from rmm_gnn.kernels.hashing_triton import hash_words, stream_key
-from rmm_gnn.kernels.launching_triton import check_device, on_device, tile_entries
+from rmm_gnn.kernels.launching_triton import check_device, is_interpreted, on_device, tile_entries
 from rmm_gnn.kernels.reference import accumulation_dtype
+from rmm_gnn.kernels.rounding_triton import offset_and_step, random_level, uniform
 from rmm_gnn.seeding import Stream
 
 _ROUNDING = tl.constexpr(int(Stream.ROUNDING))
@@ -20,45 +21,33 @@ _MAX_COLUMNS = 256
 
 
 @triton.jit
-def _directed_float32(value, UP: tl.constexpr):
-    """Round float64 to float32 upwards or downwards; float32 as it is."""
-    if value.dtype == tl.float64:
-        nearest = value.to(tl.float32)
-        back = nearest.to(tl.float64)
-        wrong = back < value if UP else back > value
-        bits = nearest.to(tl.int32, bitcast=True)
-        outwards = (nearest > 0) == UP  # away from zero: the next number has the next pattern
-        moved = tl.where(outwards, bits + 1, bits - 1)
-        tiny = tl.full((), 1 if UP else -0x7FFFFFFF, tl.int32)  # the first pattern after zero, on the side asked for
-        moved = tl.where(nearest == 0, tiny, moved)
-        value = tl.where(wrong, moved, bits).to(tl.float32, bitcast=True)
-    return value
-
-
-@triton.jit
-def _directed(value, UP: tl.constexpr, BF16: tl.constexpr):
-    """Round to float32, or to those of its numbers that bfloat16 holds, upwards or downwards; nan stays nan."""
-    value = _directed_float32(value, UP)
-    if BF16:
-        bits = value.to(tl.uint32, bitcast=True)
-        kept = bits & tl.full((), 0xFFFF0000, tl.uint32)
-        outwards = ((bits >> 31) == 0) if UP else ((bits >> 31) == 1)
-        kept = tl.where(outwards & (kept != bits), kept + 0x10000, kept)
-        rounded = kept.to(tl.float32, bitcast=True)
-        # Patterns of nan must not be counted up, into those of another number.
-        value = tl.where(value == value, rounded, value)
-    return value
-
-
-@triton.jit
-def _divide(value, by):
-    """Round to nearest, as plain torch does; `/` of float32 is faster and may be off by two units in the last place."""
-    return tl.div_rn(value, by) if value.dtype == tl.float32 else value / by
+def _values(
+    block,  # [R, N]
+    mean,  # [N] or unused
+    inv_std,  # [N] or unused
+    rows,
+    columns,
+    within,
+    inside,
+    row_stride,
+    column_stride,
+    NORMALIZES: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+):
+    """Entries of ``block``, 0 outside; (entry - mean) inv_std where columns are normalised, no matter what outside."""
+    entries = block + rows[:, None] * row_stride + columns[None, :].to(tl.int64) * column_stride
+    tile = tl.load(entries, mask=inside, other=0.0).to(ACCUMULATE)
+    if NORMALIZES:
+        tile -= tl.load(mean + columns, mask=within, other=0.0).to(ACCUMULATE)[None, :]
+        tile *= tl.load(inv_std + columns, mask=within, other=0.0).to(ACCUMULATE)[None, :]
+    return tile
 
 
 @triton.jit
 def _choose_scales(
     block,  # [R, N]
+    mean,  # [N] or unused
+    inv_std,  # [N] or unused
     scales,  # [R, 2 groups]
     num_rows,
     num_columns,
@@ -66,6 +55,7 @@ def _choose_scales(
     groups,
     row_stride,
     column_stride,
+    NORMALIZES: tl.constexpr,
     LEVELS: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     BF16: tl.constexpr,
@@ -81,23 +71,33 @@ def _choose_scales(
     for column in range(first, last, COLUMNS):
         columns = column + tl.arange(0, COLUMNS)
         inside = (rows < num_rows)[:, None] & (columns < last)[None, :]
-        entries = block + rows[:, None] * row_stride + columns[None, :].to(tl.int64) * column_stride
-        tile = tl.load(entries, mask=inside, other=0.0).to(ACCUMULATE)
+        tile = _values(
+            block,
+            mean,
+            inv_std,
+            rows,
+            columns,
+            columns < last,
+            inside,
+            row_stride,
+            column_stride,
+            NORMALIZES,
+            ACCUMULATE,
+        )
         low = tl.minimum(low, tl.min(tl.where(inside, tile, float("inf")), 1))
         high = tl.maximum(high, tl.max(tl.where(inside, tile, float("-inf")), 1))
         odd = tl.maximum(odd, tl.max((tile - tile != 0).to(tl.int32), 1))  # inf or nan
-    spread = high - low
-    low = tl.where((odd > 0) | (spread == float("inf")), float("nan"), low)
-    offset = _directed(low, False, BF16)
-    step = _divide(high - offset.to(ACCUMULATE), tl.full([ROWS], LEVELS, ACCUMULATE))
+    offset, step = offset_and_step(low, high, odd > 0, LEVELS, ACCUMULATE, BF16)
     places = scales + rows * (2 * groups) + group
     tl.store(places, offset.to(scales.dtype.element_ty), mask=rows < num_rows)
-    tl.store(places + groups, _directed(step, True, BF16).to(scales.dtype.element_ty), mask=rows < num_rows)
+    tl.store(places + groups, step.to(scales.dtype.element_ty), mask=rows < num_rows)
 
 
 @triton.jit
 def _pack(
     block,  # [R, N]
+    mean,  # [N] or unused
+    inv_std,  # [N] or unused
     codes,  # [R, width]
     scales,  # [R, 2 groups]
     seed,
@@ -109,6 +109,7 @@ def _pack(
     groups,
     row_stride,
     column_stride,
+    NORMALIZES: tl.constexpr,
     BITS: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -119,33 +120,26 @@ def _pack(
     column_low, column_high = stream_key(key, _ROUNDING_COLUMNS)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     octets = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    row_noise = _uniform(hash_words(start + rows, low, high)).to(ACCUMULATE)
+    row_noise = uniform(hash_words(start + rows, low, high)).to(ACCUMULATE)
     packed = tl.zeros([ROWS, COLUMNS], tl.uint8)
     for plane in tl.static_range(8 // BITS):
         columns = plane * width + octets
-        inside = (rows < num_rows)[:, None] & ((octets < width) & (columns < num_columns))[None, :]
-        entries = block + rows[:, None] * row_stride + columns[None, :].to(tl.int64) * column_stride
-        tile = tl.load(entries, mask=inside, other=0.0).to(ACCUMULATE)
+        within = (octets < width) & (columns < num_columns)
+        inside = (rows < num_rows)[:, None] & within[None, :]
+        tile = _values(
+            block, mean, inv_std, rows, columns, within, inside, row_stride, column_stride, NORMALIZES, ACCUMULATE
+        )
         places = scales + rows[:, None] * (2 * groups) + (columns // group_size)[None, :]
         offset = tl.load(places, mask=inside, other=0.0).to(ACCUMULATE)
         step = tl.load(places + groups, mask=inside, other=1.0).to(ACCUMULATE)
-        step = tl.where(step == 0, 1.0, step)
-        noise = row_noise[:, None] + _uniform(hash_words(columns, column_low, column_high)).to(ACCUMULATE)[None, :]
-        noise = tl.where(noise >= 1, noise - 1, noise)
-        level = _divide(tile - offset, step) + noise
-        level = tl.minimum(tl.where(level == level, level, 0.0), 2**BITS - 1)
-        packed |= tl.where(inside, level.to(tl.int32), 0).to(tl.uint8) << (BITS * plane)
+        noise = row_noise[:, None] + uniform(hash_words(columns, column_low, column_high)).to(ACCUMULATE)[None, :]
+        level = random_level(tile, offset, step, noise, BITS)
+        packed |= tl.where(inside, level, 0).to(tl.uint8) << (BITS * plane)
     tl.store(
         codes + rows[:, None] * width + octets[None, :],
         packed,
         mask=(rows < num_rows)[:, None] & (octets < width)[None, :],
     )
-
-
-@triton.jit
-def _uniform(words):
-    """Numbers on the grid of 2^-24 in [0, 1)."""
-    return (words >> 8).to(tl.float32) * (1.0 / 16777216.0)
 
 
 @triton.jit
@@ -179,7 +173,7 @@ def _unpack(
 
 
 # Products and sums are rounded one by one, as plain torch rounds them.
-_OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
+OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
 
 
 def encode(
@@ -191,8 +185,12 @@ def encode(
     *,
     bits: int,
     group_size: int | None,
+    mean: Tensor | None = None,  # [N]
+    inv_std: Tensor | None = None,  # [N]
 ) -> None:
     """Write the codes of ``block``, rows [start, start + R) of a matrix, and offsets and steps beside them.
+
+    Given ``mean`` and ``inv_std``, what is coded is (block - mean) inv_std, which exists in registers only.
 
     Raises:
         ValueError: If ``block`` is not on a GPU, unless kernels are interpreted.
@@ -204,27 +202,30 @@ def encode(
     group_size = num_columns if group_size is None else min(group_size, num_columns)
     groups = scales.shape[1] // 2
     accumulate = tl.float64 if accumulation_dtype(block.dtype) == torch.float64 else tl.float32
-    rows, columns = _tile(group_size)
+    normalizes = mean is not None and inv_std is not None
+    operands = [block, *(tensor.contiguous() if tensor is not None else block for tensor in (mean, inv_std))]
+    rows, columns = _tile(num_rows, group_size)
     with on_device(block):
         _choose_scales[(triton.cdiv(num_rows, rows), groups)](
-            block,
+            *operands,
             scales,
             num_rows,
             num_columns,
             group_size,
             groups,
             *block.stride(),
+            NORMALIZES=normalizes,
             LEVELS=2**bits - 1,
             ACCUMULATE=accumulate,
             BF16=scales.dtype == torch.bfloat16,
             ROWS=rows,
             COLUMNS=columns,
-            **_OPTIONS,
+            **OPTIONS,
         )
-    rows, columns = _tile(width)
+    rows, columns = _tile(num_rows, width)
     with on_device(block):
         _pack[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))](
-            block,
+            *operands,
             codes,
             scales,
             seed,
@@ -235,11 +236,12 @@ def encode(
             group_size,
             groups,
             *block.stride(),
+            NORMALIZES=normalizes,
             BITS=bits,
             ACCUMULATE=accumulate,
             ROWS=rows,
             COLUMNS=columns,
-            **_OPTIONS,
+            **OPTIONS,
         )
 
 
@@ -262,7 +264,7 @@ def decode(
     out = torch.empty(num_rows, num_columns, dtype=dtype, device=codes.device)
     if out.numel() == 0:
         return out
-    rows, columns = _tile(width)
+    rows, columns = _tile(num_rows, width)
     with on_device(codes):
         _unpack[(triton.cdiv(num_rows, rows), triton.cdiv(width, columns))](
             codes,
@@ -277,11 +279,13 @@ def decode(
             ACCUMULATE=tl.float64 if accumulation_dtype(dtype) == torch.float64 else tl.float32,
             ROWS=rows,
             COLUMNS=columns,
-            **_OPTIONS,
+            **OPTIONS,
         )
     return out
 
 
-def _tile(width: int) -> tuple[int, int]:
+def _tile(num_rows: int, width: int) -> tuple[int, int]:
     columns = min(_MAX_COLUMNS, triton.next_power_of_2(width))
-    return max(1, tile_entries(_pack) // columns), columns
+    rows = max(1, tile_entries(_pack) // columns)
+    # Where kernels are interpreted, small matrices would be filled up to the size of a tile.
+    return min(rows, triton.next_power_of_2(num_rows)) if is_interpreted(_pack) else rows, columns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +18,60 @@ from rmm_gnn.seeding import Stream
 
 _SIGNS = tl.constexpr(int(Stream.SIGNS))
 _MAX_COLUMNS = 128
+
+
+@triton.jit
+def bucket_sums(
+    matrix,  # [*, N]
+    selected,  # [B] or unused
+    seed,
+    buckets,
+    columns,
+    num_rows,
+    num_columns,
+    sketch_size,
+    largest,
+    side_a,
+    side_b,
+    stop,
+    row_stride,
+    column_stride,
+    INDEX: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    SELECTS: tl.constexpr,
+    SUMS: tl.constexpr,
+    ONES: tl.constexpr,
+    BUCKETS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Sum some columns of the rows in each bucket with their signs and, over all buckets, without; and the signs."""
+    key = tl.load(seed)
+    low, high = stream_key(key, _SIGNS)
+    keys = round_keys(key)
+    begin = buckets * num_rows // sketch_size
+    end = tl.where(buckets < stop, (buckets + 1) * num_rows // sketch_size, begin)
+    signed = tl.zeros([BUCKETS, COLUMNS], ACCUMULATE)
+    total = tl.zeros([COLUMNS], ACCUMULATE)
+    ones = tl.zeros([BUCKETS], tl.float32)
+    for chunk in range(0, largest, POSITIONS):
+        positions = begin[:, None] + (chunk + tl.arange(0, POSITIONS))[None, :]
+        inside = tl.reshape(positions < end[:, None], [BUCKETS * POSITIONS])
+        positions = tl.where(inside, tl.reshape(positions, [BUCKETS * POSITIONS]), 0).to(INDEX)
+        rows = permuted(positions, tl.cast(num_rows, INDEX), side_a.to(INDEX), side_b.to(INDEX), keys).to(tl.int64)
+        if SELECTS:
+            rows = tl.load(selected + rows).to(tl.int64)
+        entries = matrix + rows[:, None] * row_stride + columns[None, :].to(tl.int64) * column_stride
+        within = columns < num_columns
+        tile = tl.load(entries, mask=inside[:, None] & within[None, :], other=0.0).to(ACCUMULATE)
+        if SUMS:
+            total += tl.sum(tile, 0)
+        signs = random_signs(positions, low, high)
+        tile *= signs.to(ACCUMULATE)[:, None]
+        signed += tl.sum(tl.reshape(tile, [BUCKETS, POSITIONS, COLUMNS]), 1)
+        if ONES:
+            ones += tl.sum(tl.reshape(tl.where(inside, signs, 0.0), [BUCKETS, POSITIONS]), 1)
+    return signed, total, ones
 
 
 @triton.jit
@@ -43,29 +99,13 @@ def _count_sketch(
     POSITIONS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    key = tl.load(seed)
-    low, high = stream_key(key, _SIGNS)
-    keys = round_keys(key)
     buckets = start + tl.program_id(0).to(tl.int64) * BUCKETS + tl.arange(0, BUCKETS)
-    begin = buckets * num_rows // sketch_size
-    end = tl.where(buckets < stop, (buckets + 1) * num_rows // sketch_size, begin)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     within = columns < num_columns
-    signed = tl.zeros([BUCKETS, COLUMNS], ACCUMULATE)
-    total = tl.zeros([COLUMNS], ACCUMULATE)
-    for chunk in range(0, largest, POSITIONS):
-        positions = begin[:, None] + (chunk + tl.arange(0, POSITIONS))[None, :]
-        inside = tl.reshape(positions < end[:, None], [BUCKETS * POSITIONS])
-        positions = tl.where(inside, tl.reshape(positions, [BUCKETS * POSITIONS]), 0).to(INDEX)
-        rows = permuted(positions, tl.cast(num_rows, INDEX), side_a.to(INDEX), side_b.to(INDEX), keys).to(tl.int64)
-        if SELECTS:
-            rows = tl.load(selected + rows).to(tl.int64)
-        entries = matrix + rows[:, None] * row_stride + columns[None, :].to(tl.int64) * column_stride
-        tile = tl.load(entries, mask=inside[:, None] & within[None, :], other=0.0).to(ACCUMULATE)
-        if SUMS:
-            total += tl.sum(tile, 0)
-        tile *= random_signs(positions, low, high).to(ACCUMULATE)[:, None]
-        signed += tl.sum(tl.reshape(tile, [BUCKETS, POSITIONS, COLUMNS]), 1)
+    signed, total, _ = bucket_sums(
+        matrix, selected, seed, buckets, columns, num_rows, num_columns, sketch_size, largest, side_a, side_b, stop,
+        row_stride, column_stride, INDEX, ACCUMULATE, SELECTS, SUMS, False, BUCKETS, POSITIONS, COLUMNS,
+    )  # fmt: skip
     places = (buckets - start)[:, None] * num_columns + columns[None, :]
     tl.store(out + places, signed, mask=(buckets < stop)[:, None] & within[None, :])
     if SUMS:
@@ -105,18 +145,12 @@ def sketch(
     num_rows, num_columns = count_of(matrix, rows), matrix.shape[1]
     dtype = accumulation_dtype(matrix.dtype)
     out = matrix.new_empty((stop - start, num_columns), dtype=dtype)
-    largest = -(-num_rows // sketch_size)
-    columns = min(_MAX_COLUMNS, triton.next_power_of_2(max(1, num_columns)))
-    entries = tile_entries(_count_sketch)
-    positions = min(entries // columns, triton.next_power_of_2(largest))
-    buckets = entries // (columns * positions)
-    buckets = min(buckets, triton.next_power_of_2(stop - start))
-    programs = triton.cdiv(stop - start, buckets)
+    options = launch_options(_count_sketch, matrix, rows, sketch_size, start, stop)
+    programs = triton.cdiv(stop - start, options["BUCKETS"])
     sums = matrix.new_empty((programs, num_columns), dtype=dtype) if with_sums else out
     if out.numel():
-        side_a, side_b = grid_sides(num_rows)
         with on_device(matrix):
-            _count_sketch[(programs, triton.cdiv(num_columns, columns))](
+            _count_sketch[(programs, triton.cdiv(num_columns, options["COLUMNS"]))](
                 matrix,
                 seed if rows is None else rows,
                 out,
@@ -125,19 +159,31 @@ def sketch(
                 num_rows,
                 num_columns,
                 sketch_size,
-                largest,
-                side_a,
-                side_b,
+                -(-num_rows // sketch_size),
+                *grid_sides(num_rows),
                 start,
                 stop,
-                matrix.stride(0),
-                matrix.stride(1),
-                INDEX=index_dtype(side_a * side_b),
-                ACCUMULATE=tl.float64 if dtype == torch.float64 else tl.float32,
-                SELECTS=rows is not None,
+                *matrix.stride(),
                 SUMS=with_sums,
-                BUCKETS=buckets,
-                POSITIONS=positions,
-                COLUMNS=columns,
+                **options,
             )
     return out, sums.sum(0) if with_sums else None
+
+
+def launch_options(
+    kernel: Any, matrix: Tensor, rows: Tensor | None, sketch_size: int, start: int, stop: int
+) -> dict[str, Any]:
+    """Return what this kernel and the one that encodes are compiled for."""
+    num_rows = count_of(matrix, rows)
+    columns = min(_MAX_COLUMNS, triton.next_power_of_2(max(1, matrix.shape[1])))
+    entries = tile_entries(kernel)
+    positions = min(entries // columns, triton.next_power_of_2(-(-num_rows // sketch_size)))
+    side_a, side_b = grid_sides(num_rows)
+    return {
+        "INDEX": index_dtype(side_a * side_b),
+        "ACCUMULATE": tl.float64 if accumulation_dtype(matrix.dtype) == torch.float64 else tl.float32,
+        "SELECTS": rows is not None,
+        "BUCKETS": min(entries // (columns * positions), triton.next_power_of_2(stop - start)),
+        "POSITIONS": positions,
+        "COLUMNS": columns,
+    }

@@ -18,7 +18,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rmm_gnn.codecs import get_codec
-from rmm_gnn.kernels import codes_triton, count_sketch_triton, dense_triton
+from rmm_gnn.kernels import (
+    activations_triton,
+    batch_norm_triton,
+    codes_triton,
+    count_sketch_triton,
+    dense_triton,
+    sketch_codes_triton,
+)
+from rmm_gnn.kernels.reference import accumulation_dtype
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -44,6 +52,8 @@ def compile_for(capability: int) -> None:
             if isinstance(value, Tensor):
                 signature[parameter.name] = POINTERS[value.dtype]
                 hints[place,] = [["tt.divisibility", 16]]
+            elif parameter.annotation_type:
+                signature[parameter.name] = parameter.annotation_type
             elif parameter.is_constexpr or value == 1:  # a launch specialises on 1 as well
                 signature[parameter.name], constants[place,] = "constexpr", value
             else:
@@ -53,7 +63,11 @@ def compile_for(capability: int) -> None:
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         launched.append(kernel.__name__)
-        if kernel.__name__ in ("_choose_scales", "_pack"):  # whose codes are those of torch, which rounds to nearest
+        if kernel.__name__ in (
+            "_choose_scales",
+            "_pack",
+            "_sketch_and_encode",
+        ):  # whose codes are those of torch, which rounds to nearest
             assert not {"div.full.f32", "div.approx.f32"} & set(compiled.asm["ptx"].split()), kernel.__name__
         print(kernel.__name__, len(compiled.asm["cubin"]))
 
@@ -62,7 +76,8 @@ def compile_for(capability: int) -> None:
 
 def launch_all(dtype: torch.dtype) -> None:
     """Call everything that launches a kernel."""
-    for module in (codes_triton, count_sketch_triton, dense_triton):
+    launchers = (activations_triton, batch_norm_triton, codes_triton, count_sketch_triton, dense_triton)
+    for module in (*launchers, sketch_codes_triton):
         module.check_device = lambda kernel, tensor: None
     matrix, seed = torch.zeros(4096, 256, dtype=dtype), torch.tensor(0)
     rows = torch.arange(1000, dtype=torch.int32)
@@ -78,10 +93,28 @@ def launch_all(dtype: torch.dtype) -> None:
         settings = {"bits": codec.bits, "group_size": codec.group_size}
         codes_triton.encode(matrix, *payload, seed, 0, **settings)
         codes_triton.decode(*payload, 256, dtype, **settings)
+        for rows, columns in ((4096, 256), (1, 1)):
+            x, payload = matrix[:rows, :columns], codec.empty(rows, columns, dtype, matrix.device)
+            values = torch.zeros(columns, dtype=accumulation_dtype(dtype))
+            batch_norm_triton.encode_normalized(x, values, values, *payload, seed, 0, **settings)
+            batch_norm_triton.reduce(x, *payload, **settings)
+            size, mean = min(rows, 400), values if rows > 1 else None
+            sketched = [tensor[:size] for tensor in codec.empty(rows, columns, dtype, matrix.device)]
+            if codec.group_size is None:
+                sketch_codes_triton.sketch_and_encode(x, seed, size, 0, size, *sketched, bits=codec.bits, mean=mean)
+            batch_norm_triton.grad_input(x, *payload, values, values, values, **settings)
+    for values in (matrix, matrix.t(), matrix[:1, :1]):
+        bits = activations_triton.relu(values, None)[1]
+        activations_triton.relu(values, 0.01)
+        activations_triton.dropout(values, 0.5, seed)
+        activations_triton.relu_dropout(values, 0.1, seed)
+        activations_triton.masked_grad(values, bits, 0.9, 0.0)
+        activations_triton.masked_grad(values, bits, 1.0, 0.01)
 
 
 if __name__ == "__main__":
     compile_for(int(sys.argv[1]))
     launch_all(getattr(torch, sys.argv[2]))
     expected = {"_count_sketch", "_dense", "_choose_scales", "_pack", "_unpack"}
+    expected |= {"_activate", "_mask_grad", "_reduce", "_grad_input", "_sketch_and_encode"}
     assert set(launched) == expected, launched
