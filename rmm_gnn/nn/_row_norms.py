@@ -19,9 +19,16 @@ from rmm_gnn.sketches.sampled_rows import row_norms_of
 _READ, _WRITTEN = "_rmm_row_norms", "_rmm_next_row_norms"
 
 
-def are_held_for(config: RMMConfig) -> bool:
-    """Whether a layer with this config holds norms; not in code that ``torch.compile`` traces, which has no place."""
-    return config.family.reads_row_norms and not torch.compiler.is_compiling()
+def are_held_for(config: RMMConfig, x: Tensor) -> bool:
+    """Whether a layer with this config holds norms; not in code that is traced or captured, which has no place.
+
+    A CUDA graph would read the norms that were there at its capture at every replay, also after they were freed.
+    """
+    return config.family.reads_row_norms and not torch.compiler.is_compiling() and not _is_captured(x)
+
+
+def _is_captured(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def of_the_step_before(layer: object, x: Tensor) -> Tensor | None:  # [*, N] -> [B]

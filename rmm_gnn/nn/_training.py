@@ -55,7 +55,7 @@ def training_linear(
     row_mask = None if layer.row_masks is None else layer.row_masks.of(x)
     if torch.is_grad_enabled() and is_kept_by_attention(x):
         return note_of_held(held_linear(x, weight, bias))
-    if not _row_norms.are_held_for(config):
+    if not _row_norms.are_held_for(config, x):
         reading = None if sketches is None else sketches.of(x, weight)
         if reading is not None:
             seed = reading.seed(seed)

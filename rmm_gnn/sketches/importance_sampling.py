@@ -57,8 +57,8 @@ class ImportanceSamplingSketch(SampledRows):
     the next forward pass, besides what ``RMMConfig.saved_bytes`` counts.  They are not in ``state_dict``.
     ``rmm_linear`` takes norms as ``row_norms``.  Without norms this family is ``NormSamplingSketch``: in a layer's
     first step, also after loading a checkpoint; where the number of rows or the device has changed; where a weight is
-    not finite, or all are zero; in code that ``torch.compile`` traces; and in functions under ``compress_activations``,
-    which have no layer to hold them.
+    not finite, or all are zero; in code that ``torch.compile`` traces or a CUDA graph captures; and in functions under
+    ``compress_activations``, which have no layer to hold them.
 
     As in ``NormSamplingSketch``, rows and factors are kept, 8 or 12 bytes a sketch row.  Transient memory: 80 bytes a
     row, whatever the workspace.

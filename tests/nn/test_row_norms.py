@@ -308,6 +308,24 @@ def test_functions_under_the_context_sample_by_norm(x):
     assert all(torch.equal(first, second) for first, second in zip(ours, plain, strict=True))
 
 
+def test_while_a_cuda_graph_captures_layers_sample_by_norm(x, monkeypatch):
+    """A graph would read the norms of its capture at every replay; so it neither reads nor leaves any."""
+    layer = LAYERS["torch_linear"]()
+
+    def gradient() -> Tensor:
+        torch.manual_seed(4)
+        return torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
+
+    without = gradient()
+    before = held(layer)
+    with monkeypatch.context() as patched:
+        patched.setattr("rmm_gnn.nn._row_norms._is_captured", lambda x: True)
+        for _ in range(2):
+            assert torch.equal(gradient(), without)
+        assert list(held(layer)) == list(before)
+    assert not torch.allclose(gradient(), without)
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_layers_sample_by_norm(x, backend):
     """They hold no norms, and pass over those of eager steps before: the same gradient in every such step."""
