@@ -12,6 +12,7 @@ is that over the bandwidth of a copy of the input in the same round. Rows of tor
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,12 @@ from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sketches import DEFAULT_WORKSPACE_BYTES, CountSketch
 
 COPY = "copy"
-TESTS = ("tests/kernels", "tests/codecs/test_conformance.py", "tests/functional/test_relu.py")
+TESTS = (
+    "tests/kernels",
+    "tests/codecs/test_conformance.py",
+    "tests/functional/test_relu.py",
+    "tests/functional/test_batch_norm.py",
+)
 BITS = (8, 4, 2, 1)
 
 
@@ -78,16 +84,34 @@ def kernels(x: Tensor, rate: float, backend: str) -> dict[str, Kernel]:
             lambda codec=codec, payload=payload: codec.decode(payload, 0, rows, columns, x.dtype, backend=backend),
             moved,
         )
-    _, mask = torch.ops.rmm_gnn.relu(x, None)
+    own = torch.ops.rmm_gnn
+    _, mask = own.relu(x, None, backend)
+    norm = functools.partial(F.batch_norm, running_mean=None, running_var=None, training=True)
+    normalised = own.batch_norm(x, None, None, None, None, 0.1, 1e-5, "int2", True, seed, 1.0, backend)[2]
+    coded = codec_bytes(x, "int2")
     found |= {
-        "relu, 1 bit": Kernel(lambda: torch.ops.rmm_gnn.relu(x, None), 2 * whole + bits),
-        "relu's backward": Kernel(lambda: torch.ops.rmm_gnn.masked_grad(x, mask, 1.0, 0.0), 2 * whole + bits),
+        "relu, 1 bit": Kernel(lambda: own.relu(x, None, backend), 2 * whole + bits),
+        "relu's backward": Kernel(lambda: own.masked_grad(x, mask, 1.0, 0.0, backend), 2 * whole + bits),
         "torch relu": Kernel(lambda: F.relu(x), 2 * whole),
-        "dropout, no mask": Kernel(lambda: apply_dropout(x, 0.1, seed), 2 * whole),
-        "relu + dropout, 1 bit": Kernel(lambda: torch.ops.rmm_gnn.relu_dropout(x, 0.1, seed), 2 * whole + bits),
+        "dropout, no mask": Kernel(lambda: apply_dropout(x, 0.1, seed, backend), 2 * whole),
+        "relu + dropout, 1 bit": Kernel(lambda: own.relu_dropout(x, 0.1, seed, backend), 2 * whole + bits),
         "torch dropout": Kernel(lambda: F.dropout(x, 0.1), 2 * whole),
+        # Statistics, then output and code: the input is read twice.
+        "batch norm, int2": Kernel(
+            lambda: own.batch_norm(x, None, None, None, None, 0.1, 1e-5, "int2", True, seed, 1.0, backend),
+            3 * whole + coded,
+        ),
+        "batch norm's backward": Kernel(
+            lambda: own.batch_norm_backward(x, None, normalised, "int2", True, 1.0, None, backend),
+            3 * whole + 2 * coded,
+        ),
+        "torch batch norm": Kernel(lambda: norm(x), 3 * whole),
     }
     return found
+
+
+def codec_bytes(x: Tensor, codec: str) -> int:
+    return get_codec(codec).num_bytes(x.shape[0], x.shape[1], x.dtype)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -67,7 +67,7 @@ def batch_norm_op(
             mean, scale = _per_channel(mean, x), _per_channel(kept[0], x)
             for start, stop in row_tiles(rows, columns, _TILE_BYTES, dtype.itemsize):
                 block = x[start:stop].to(dtype).sub(mean).mul_(scale)
-                get_codec(codec).encode(block.flatten(1), payload, start, seed)
+                get_codec(codec).encode(block.flatten(1), payload, start, seed, backend=backend)
         kept += payload
     return out, running, kept
 
@@ -115,7 +115,7 @@ def batch_norm_backward_op(
     if coding is not None:
         return _coded_backward(coding, grad_output, weight, inv_std, payload, needs_x)
     sums, products = torch.zeros_like(inv_std), torch.zeros_like(inv_std)
-    for start, stop, normalized in _tiles([] if sketched else payload, grad_output, dtype, get_codec(codec)):
+    for start, stop, normalized in _tiles([] if sketched else payload, grad_output, dtype, get_codec(codec), backend):
         block = grad_output[start:stop].to(dtype)
         sums += block.sum(channels)
         if normalized is not None:
@@ -140,7 +140,7 @@ def batch_norm_backward_op(
             block = gradient(grad_output.index_select(0, rows), normalized)
             grad_x.index_copy_(0, rows.long(), block.to(grad_x.dtype))
     else:
-        for start, stop, normalized in _tiles(payload, grad_output, dtype, get_codec(codec)):
+        for start, stop, normalized in _tiles(payload, grad_output, dtype, get_codec(codec), backend):
             grad_x[start:stop] = gradient(grad_output[start:stop], normalized)
     return grad_x, products, sums
 
@@ -180,15 +180,15 @@ def _(
 
 
 def _tiles(
-    payload: list[Tensor], like: Tensor, dtype: torch.dtype, codec: Codec
+    payload: list[Tensor], like: Tensor, dtype: torch.dtype, codec: Codec, backend: str
 ) -> Iterator[tuple[int, int, Tensor | None]]:
     """Read the normalised input back, some rows at a time, in the shape of ``like``; None where it was not kept."""
     if like.numel() == 0:
         return
     columns = like[0].numel()
     for start, stop in row_tiles(like.shape[0], columns, _TILE_BYTES, dtype.itemsize):
-        rows = codec.decode(payload, start, stop, columns, dtype).view(-1, *like.shape[1:]) if payload else None
-        yield start, stop, rows
+        rows = codec.decode(payload, start, stop, columns, dtype, backend=backend) if payload else None
+        yield start, stop, None if rows is None else rows.view(-1, *like.shape[1:])
 
 
 def _one_pass(codec: Codec, x: Tensor, size: int, backend: str) -> NormCoding | None:

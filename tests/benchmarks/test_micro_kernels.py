@@ -16,7 +16,7 @@ def test_prints_a_row_per_kernel_and_writes_json(dtype, tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"200 x 16, {dtype}" in text and "UNVERIFIED" in text
     rows = {row["layer"]: row for row in json.loads(out.read_text())["rows"]}
-    assert all(name in text for name in rows) and len(rows) == 18
+    assert all(name in text for name in rows) and len(rows) == 21
     value = 4 if dtype == "float32" else 2
     assert rows["count_sketch 0.1"]["bytes"] == 200 * 16 * value + 20 * 16 * 4
     assert rows["encode int2"]["bytes"] == 200 * (16 * value + 4 + 4)

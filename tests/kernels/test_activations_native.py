@@ -29,6 +29,8 @@ def same(pairs):
     for found, expected in pairs:
         assert found.shape == expected.shape and found.is_contiguous() and expected.is_contiguous()
         torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0, equal_nan=True)
+        numbers = ~expected.isnan()
+        assert torch.equal(found.signbit() & numbers, expected.signbit() & numbers)
 
 
 def entries(shape, dtype):

@@ -33,15 +33,15 @@ def assert_same_values(values, expected):
 
 def assert_same(x, p=0.3, slope=0.1):
     for negative_slope in (None, slope):
-        (out, bits), (expected, expected_bits) = relu(x, negative_slope), OPS.relu(x, negative_slope)
+        (out, bits), (expected, expected_bits) = relu(x, negative_slope), OPS.relu(x, negative_slope, "torch")
         assert_same_values(out, expected)
         assert torch.equal(bits, expected_bits)
-    (out, bits), (expected, expected_bits) = relu_dropout(x, p, SEED), OPS.relu_dropout(x, p, SEED)
+    (out, bits), (expected, expected_bits) = relu_dropout(x, p, SEED), OPS.relu_dropout(x, p, SEED, "torch")
     assert_same_values(out, expected)
     assert torch.equal(bits, expected_bits)
-    assert_same_values(dropout(x, p, SEED), OPS.dropout(x, p, SEED)[0])
+    assert_same_values(dropout(x, p, SEED), OPS.dropout(x, p, SEED, "torch")[0])
     for divisor, other in ((1.0, 0.0), (1 - p, 0.0), (1.0, slope), (1 - p, slope)):
-        assert_same_values(masked_grad(x, bits, divisor, other), OPS.masked_grad(x, bits, divisor, other))
+        assert_same_values(masked_grad(x, bits, divisor, other), OPS.masked_grad(x, bits, divisor, other, "torch"))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 768), (63, 40), (100, 256), (4097, 1), (4097, 40)], ids=str)
@@ -83,8 +83,8 @@ def test_strided_over_several_tiles():
 @pytest.mark.parametrize("p", [1e-12, 0.5, 0.999, 1 - 1e-12])
 def test_any_probability(p):
     x = with_odd_entries(63, 40, dtype=torch.float64)
-    assert_same_values(dropout(x, p, SEED), OPS.dropout(x, p, SEED)[0])
-    (out, bits), (expected, expected_bits) = relu_dropout(x, p, SEED), OPS.relu_dropout(x, p, SEED)
+    assert_same_values(dropout(x, p, SEED), OPS.dropout(x, p, SEED, "torch")[0])
+    (out, bits), (expected, expected_bits) = relu_dropout(x, p, SEED), OPS.relu_dropout(x, p, SEED, "torch")
     assert_same_values(out, expected)
     assert torch.equal(bits, expected_bits)
 

@@ -4,9 +4,12 @@ import importlib.util
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from rmm_gnn import RMMConfig, rmm_linear
-from rmm_gnn.kernels import launching_triton
+from rmm_gnn import RMMConfig, compress_activations, rmm_linear
+from rmm_gnn.functional import leaky_relu, relu, relu_dropout
+from rmm_gnn.kernels import activations_triton, batch_norm_triton, launching_triton
+from rmm_gnn.nn import LeanBatchNorm1d, LeanDropout, LeanLeakyReLU, LeanReLU, LeanReLUDropout
 from tests.kernels.device import DEVICE
 
 FAMILIES = ["count_sketch", "gaussian", "rademacher", "block_rademacher"]
@@ -55,3 +58,62 @@ def test_triton_has_to_be_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="backend 'triton' needs triton"):
         RMMConfig(backend="triton")
+
+
+def lean_block(backend: str, **settings) -> list[torch.Tensor]:
+    """Output and gradients of the modules that the kernels serve, and of the same as functions."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 24, generator=generator).to(DEVICE).requires_grad_()
+    config = RMMConfig(backend=backend, **settings)
+    torch.manual_seed(3)
+    modules = [
+        LeanBatchNorm1d(24, config=config),
+        LeanReLU(config=config),
+        LeanDropout(0.3, config=config),
+        LeanLeakyReLU(0.2, config=config),
+        LeanReLUDropout(0.4, config=config),
+    ]
+    block = torch.nn.Sequential(*modules).to(DEVICE)
+    out = block(x)
+    with compress_activations(config=config):
+        out = F.dropout(F.leaky_relu(F.relu(F.batch_norm(out, None, None, training=True)) - 0.1, 0.3), 0.2)
+    out.square().sum().backward()
+    return [out.detach(), x.grad, *(parameter.grad for parameter in block.parameters())]
+
+
+@pytest.mark.parametrize("norm_codec", ["fp32", "int8", "int1"])
+def test_lean_operators_are_the_same(norm_codec):
+    blocks = [lean_block(backend, norm_codec=norm_codec) for backend in ("triton", "torch")]
+    # A rounded code may fall the other way where sums differ in their last bit.
+    tolerance = 1e-4 if norm_codec == "fp32" else 0.02
+    for own, other in zip(*blocks, strict=True):
+        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance)
+
+
+def test_lean_operators_call_the_kernels(monkeypatch):
+    called = []
+    for module, names in (
+        (activations_triton, ("relu", "relu_dropout", "dropout", "masked_grad")),
+        (batch_norm_triton, ("encode_normalized", "reduce", "grad_input")),
+    ):
+        for name in names:
+            own = getattr(module, name)
+            monkeypatch.setattr(module, name, lambda *a, own=own, **k: (called.append(own.__name__), own(*a, **k))[1])
+    lean_block("torch")
+    assert not called
+    lean_block("triton")
+    assert set(called) == {
+        "relu", "relu_dropout", "dropout", "masked_grad", "encode_normalized", "reduce", "grad_input"
+    }  # fmt: skip
+
+
+def test_lean_operators_refuse_what_cannot_run(monkeypatch):
+    monkeypatch.setattr(launching_triton, "is_interpreted", lambda kernel: False)
+    x = torch.randn(20, 3, requires_grad=True)
+    for function in (relu, leaky_relu, relu_dropout):
+        with pytest.raises(ValueError, match=r"'backend' must be one that runs on cpu \(got 'triton'\). Use"):
+            function(x, backend="triton")
+        with pytest.raises(ValueError, match="'backend' must be a known name"):
+            function(x, backend="cuda")
+    with pytest.raises(ValueError, match=r"'backend' must be one that takes torch\.float16 on cpu"):
+        relu(x.half(), backend="native")

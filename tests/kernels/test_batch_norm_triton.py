@@ -20,7 +20,7 @@ def columns_of_many_scales(rows, columns):
 
 def kept_by_torch(x, name):
     """1/sigma, codes and scales, as the operator keeps them."""
-    return torch.ops.rmm_gnn.batch_norm(x, None, None, None, None, 0.1, EPS, name, True, SEED, 1.0)[2]
+    return torch.ops.rmm_gnn.batch_norm(x, None, None, None, None, 0.1, EPS, name, True, SEED, 1.0, "torch")[2]
 
 
 def kept_by_kernel(x, name, start=0):
@@ -40,7 +40,7 @@ def assert_same(x, name, grad_output=None):
     grad_output = torch.randn(x.shape, device=DEVICE).to(x.dtype) if grad_output is None else grad_output
     weight = torch.rand(x.shape[1], dtype=x.dtype, device=DEVICE) + 0.5
     expected, expected_products, expected_sums = torch.ops.rmm_gnn.batch_norm_backward(
-        grad_output, weight, [inv_std, *payload], name, True, 1.0, None
+        grad_output, weight, [inv_std, *payload], name, True, 1.0, None, "torch"
     )
     sums, products = reduce(grad_output, *payload, **settings)
     normalized = codec.decode(payload, 0, *x.shape, inv_std.dtype, backend="torch").double()

@@ -26,7 +26,7 @@ CLONES static int OF_TYPE(relu_tiles)(void *given, int thread, int64_t begin, in
                     MATH value = LOAD(in[j]);
                     int kept = mix32(tile_word ^ hash_index((uint32_t)(start + j), lanes)) >= threshold;
                     int positive = !(value <= 0);
-                    out[j] = STORE((positive ? value : 0) * (kept ? factor : 0));
+                    out[j] = STORE((value < 0 ? 0 : value) * (kept ? factor : 0));
                     bits[j] |= (uint8_t)((positive & kept) << plane);
                 }
             else if (leaky)
@@ -38,7 +38,7 @@ CLONES static int OF_TYPE(relu_tiles)(void *given, int thread, int64_t begin, in
             else
                 for (int64_t j = 0; j < run; j++) {
                     MATH value = LOAD(in[j]);
-                    out[j] = STORE(value <= 0 ? 0 : value);
+                    out[j] = STORE(value < 0 ? 0 : value); /* -0.0 as it is, and nan */
                     bits[j] |= (uint8_t)(!(value <= 0) << plane);
                 }
         }
