@@ -64,6 +64,11 @@ class Codec(ABC):
     def variance(self, matrix: Tensor) -> Tensor:  # [B, N] -> [B, N]
         """Return the variance of every entry of ``matrix`` as read back, over seeds."""
 
+    @property
+    def bits_of_rows(self) -> int | None:
+        """Bits of a code, where the codes of a row share one offset and step; None for other storage."""
+        return None
+
     def norm_coding(self, matrix: Tensor, backend: str = "auto") -> NormCoding | None:  # [B, N]
         """Return what normalises and codes such a matrix in one pass; None where that takes two."""
         return None

@@ -136,6 +136,10 @@ class StochasticCodec(Codec):
             part.mul_(step).add_(offset)
         return values.to(dtype)
 
+    @property
+    def bits_of_rows(self) -> int | None:
+        return self.bits if self.group_size is None else None
+
     def norm_coding(self, matrix: Tensor, backend: str = "auto") -> NormCoding | None:
         kernels = implementation("batch_norm", backend, matrix)
         return None if kernels is None else NormCoding(kernels, self.bits, self.group_size)

@@ -137,6 +137,14 @@ class Sketch(ABC):
         """
         return None
 
+    def encode_in_one_pass(self, matrix: Tensor, draw: Draw, payload: list[Tensor], bits: int) -> bool:
+        """Write S^T ``matrix`` as codes of ``bits`` bits, one offset and step a row, and return True where that is one.
+
+        Without centring nothing has to be known of the matrix before its sketch is coded.  ``payload`` is what a
+        ``StochasticCodec`` allocates.  Where no kernel does both at once, nothing is written.
+        """
+        return False
+
     def apply(
         self,
         matrix: Tensor,  # [B, N]

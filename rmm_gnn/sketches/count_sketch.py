@@ -139,6 +139,17 @@ class CountSketch(Sketch):
         assert sums is not None and ones is not None
         return Pass(rows, sums, ones)
 
+    def encode_in_one_pass(self, matrix: Tensor, draw: Draw, payload: list[Tensor], bits: int) -> bool:
+        if resolve(draw.backend, matrix) != "triton":
+            return False
+        from rmm_gnn.kernels import sketch_codes_triton as kernels
+
+        if matrix.shape[1] > kernels.MAX_COLUMNS:
+            return False
+        size = draw.sketch_size
+        kernels.sketch_and_encode(matrix, draw.seed, size, 0, size, *payload, bits=bits, rows=draw.rows)
+        return True
+
     def sketch_ones(self, num_rows: int, draw: Draw, dtype: torch.dtype) -> Tensor:
         if draw.backend == "triton":
             return super().sketch_ones(num_rows, draw, dtype)

@@ -1,10 +1,14 @@
 """The kernel that sketches and encodes against the kernels that do one and then the other: the same bytes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from rmm_gnn import RMMConfig
 from rmm_gnn.codecs import get_codec
-from rmm_gnn.kernels import codes_triton, launching_triton
+from rmm_gnn.compression import compress
+from rmm_gnn.kernels import codes_triton, launching_triton, sketch_codes_triton
 from rmm_gnn.kernels.count_sketch_triton import sketch
 from rmm_gnn.kernels.sketch_codes_triton import sketch_and_encode
 from rmm_gnn.sketches import CountSketch, Draw
@@ -71,3 +75,17 @@ def test_what_is_refused(monkeypatch):
     monkeypatch.setattr(launching_triton, "is_interpreted", lambda kernel: False)
     with pytest.raises(ValueError, match=r"'backend' must be one that runs on cpu \(got 'triton'\). Use"):
         sketch_and_encode(torch.ones(10, 4), torch.tensor(0), 2, 0, 2, codes, scales, bits=2)
+
+
+@pytest.mark.parametrize("codec", ["int8", "int2", "int4:group_size=10", "fp32"])
+def test_compress_does_it_in_one_pass_where_nothing_is_centred(codec, monkeypatch):
+    """With groups, or centred, the sketch is made first; what is kept is the same to the byte."""
+    config, x, passes = RMMConfig(rate=0.2, backend="triton", codec=codec, center=False), torch.randn(100, 40), []
+    own = sketch_codes_triton.sketch_and_encode
+    monkeypatch.setattr(sketch_codes_triton, "sketch_and_encode", lambda *a, **k: (passes.append(a), own(*a, **k)))
+    found = compress(x.to(DEVICE), config, SEED)
+    compress(x.to(DEVICE), replace(config, center=True), SEED)
+    assert len(passes) == (codec in ("int8", "int2"))
+    monkeypatch.setattr(sketch_codes_triton, "MAX_COLUMNS", 39)
+    for own_tensor, other in zip(found.payload, compress(x.to(DEVICE), config, SEED).payload, strict=True):
+        assert torch.equal(own_tensor, other)
