@@ -136,8 +136,11 @@ def test_transient_memory_obeys_the_workspace_and_a_violation_would_show():
     """
     # Passive, since threads that spin for a core that another process has would take minutes.
     environment = {
-        "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "PATH": "/usr/bin:/bin",
-    }  # fmt: skip
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PATH": "/usr/bin:/bin",
+    }
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(WORKSPACE)], capture_output=True, text=True, check=False, env=environment
     )

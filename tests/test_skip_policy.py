@@ -19,7 +19,10 @@ def run_pytest(folder: Path, source: str, *arguments: str) -> subprocess.Complet
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = cuda\n")
     (folder / "test_it.py").write_text("import pytest\n" + source)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "xdist", *arguments]
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # other plugins take as long as all else
+    environment = os.environ | {
+        "PYTEST_ADDOPTS": "",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # other plugins take as long as all else
+    }
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
