@@ -11,8 +11,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Read when torch is imported. Workers share the cores already; two threads each would wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     # Read when a kernel is defined, and by Triton's own library when it is imported: before any other conftest.
@@ -20,6 +25,12 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
 
 NEEDS_CUDA = "needs CUDA"
 ALLOWED_REASONS = (NEEDS_CUDA, "torch-scatter is not installed", "there is no C compiler")
+_HANDED_OVER = "skips without an allowed reason"
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this is a process that pytest-xdist started (`-n 2`)."""
+    return hasattr(config, "workerinput")
 
 
 def cuda_is_available() -> bool:
@@ -29,7 +40,11 @@ def cuda_is_available() -> bool:
 
 
 class SkipPolicy:
-    """Collects the skips that nothing excuses and turns them into a failed run."""
+    """Collects the skips that nothing excuses and turns them into a failed run.
+
+    With pytest-xdist, what is skipped in collection is known to the workers alone: they hand it to the main process,
+    which hears of skipped tests as it does without workers.
+    """
 
     def __init__(self) -> None:
         self.offenders: list[str] = []
@@ -47,7 +62,16 @@ class SkipPolicy:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         self.note(report)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        # A worker that crashed has no output; it fails the run by itself.
+        handed_over = getattr(node, "workeroutput", {}).get(_HANDED_OVER, [])
+        self.offenders += [offender for offender in handed_over if offender not in self.offenders]
+
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if is_worker(session.config):
+            session.config.workeroutput[_HANDED_OVER] = self.offenders
+            return
         harmless = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         if self.offenders and session.exitstatus in harmless:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -80,7 +80,7 @@ def test_gradients_of_unedited_layers_and_models_are_unbiased(name):
     model, x, edge_index = {**LAYERS, **models()}[name](), features(), graph()
     exact = grads(model, x, edge_index)
     with compress_activations(CONFIG):
-        assert_unbiased(lambda: grads(model, x, edge_index), exact, draws=150)
+        assert_unbiased(lambda: grads(model, x, edge_index), exact, draws=60)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *models()])

@@ -63,10 +63,11 @@ class BlockRademacherSketch(Sketch):
     ) -> Tensor:
         dense = torch.zeros(num_rows, sketch_size, dtype=dtype, device=seed.device)
         num_blocks = self.num_blocks(num_rows, sketch_size)
+        order = permutation(seed, num_rows, 0, num_rows)
         for block in range(num_blocks):
             begin, end = (block_start(block + step, num_rows, num_blocks) for step in (0, 1))
             first, last = (block_start(block + step, sketch_size, num_blocks) for step in (0, 1))
-            rows = permutation(seed, num_rows, begin, end)
+            rows = order[begin:end]
             entries = _ENTRIES.entries(seed, rows, first, last).to(dtype)
             dense[rows.long(), first:last] = entries * (last - first) ** -0.5
         return dense

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,7 +155,7 @@ def test_the_estimate_is_unbiased_where_the_gradient_moves_to_rows_that_had_none
         layer(x).backward(second)
         return layer.weight.grad
 
-    assert_unbiased(draw, second.T @ x, draws=800)
+    assert_unbiased(draw, second.T @ x, draws=600)
 
 
 def test_nothing_is_held_without_training(layer, x):
@@ -369,43 +367,6 @@ def test_the_operator_does_as_it_is_registered(x, grad):
     arguments = (x.requires_grad_(grad), weight, None, torch.tensor(11), CONFIG.spec, torch.rand(ROWS))
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(torch.ops.rmm_gnn.linear.default, arguments, test_utils=checks)
-
-
-RANK_SCRIPT = """
-import sys
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from rmm_gnn import RMMConfig
-from rmm_gnn.nn import RMMTorchLinear
-
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-torch.manual_seed(0)
-layer = RMMTorchLinear(8, 8, config=RMMConfig(rate=0.25, sketch="importance_sampling"))
-model = DistributedDataParallel(layer)
-x = torch.randn(32, 8) * (1 + rank * torch.arange(32).unsqueeze(1))
-for _ in range(3):
-    model(x).square().sum().backward()
-gathered = [None, None]
-dist.all_gather_object(gathered, (vars(layer)["_rmm_row_norms"].float(), layer.weight.grad))
-(first, first_grad), (second, second_grad) = gathered
-assert not torch.allclose(first, second) and torch.equal(first_grad, second_grad)
-print("ranks differ")
-dist.destroy_process_group()
-"""
-
-
-def test_ranks_of_a_distributed_job_hold_their_own_norms(tmp_path, pytestconfig):
-    command = [sys.executable, "-c", RANK_SCRIPT]
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": pytestconfig.rootpath}
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")], **settings) for rank in range(2)]
-    try:
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all("ranks differ" in output for output in outputs), outputs
 
 
 @pytest.mark.parametrize(

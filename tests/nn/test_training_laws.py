@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -275,48 +273,6 @@ def test_a_generator_of_its_own_leaves_the_default_one_alone():
         grads.append(torch.autograd.grad(out.square().sum(), weight)[0])
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(grads[0], grads[1]) and not torch.equal(grads[0], grads[2])
-
-
-RANK_SCRIPT = """
-import sys
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from rmm_gnn.nn import RMMTorchLinear
-from tests.nn.recording import SeedRecorder
-
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-torch.manual_seed(0)
-model = DistributedDataParallel(torch.nn.Sequential(*(RMMTorchLinear(8, 8, rate=0.25) for _ in range(2))))
-x = torch.randn(32, 8)
-seeds = []
-for _ in range(3):
-    with SeedRecorder() as recorder:
-        model(x).square().sum().backward()
-    assert sorted(recorder.forward) == sorted(recorder.backward)
-    seeds += recorder.forward
-gathered = [None, None]
-dist.all_gather_object(gathered, (seeds, [parameter.grad for parameter in model.parameters()], x))
-(first, first_grads, first_x), (second, second_grads, second_x) = gathered
-assert torch.equal(first_x, second_x), "the ranks were meant to start alike"
-assert len(set(first + second)) == 12, (first, second)
-assert all(torch.equal(a, b) for a, b in zip(first_grads, second_grads))
-print("ranks differ")
-dist.destroy_process_group()
-"""
-
-
-def test_ranks_of_a_distributed_job_draw_different_sketches(tmp_path, pytestconfig):
-    command = [sys.executable, "-c", RANK_SCRIPT]
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": pytestconfig.rootpath}
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")], **settings) for rank in range(2)]
-    try:
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all("ranks differ" in output for output in outputs), outputs
 
 
 def test_a_sketch_kept_by_selective_checkpointing_keeps_its_seed():

@@ -35,13 +35,12 @@ def test_every_family_has_a_case():
 
 @FAMILY
 @SIZES
-@pytest.mark.parametrize("workspace_bytes", [2**26, 2**12])
-def test_apply_is_the_product_with_dense(family, num_rows, sketch_size, workspace_bytes):
+def test_apply_is_the_product_with_dense(family, num_rows, sketch_size):
     matrix = torch.randn(num_rows, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = dense(family, matrix, sketch_size).T @ matrix
-    torch.testing.assert_close(
-        sketch(family, matrix, sketch_size, workspace_bytes=workspace_bytes), expected, rtol=1e-5, atol=1e-5
-    )
+    for workspace_bytes in (2**26, 2**12):
+        found = sketch(family, matrix, sketch_size, workspace_bytes=workspace_bytes)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @FAMILY

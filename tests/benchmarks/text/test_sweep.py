@@ -34,7 +34,7 @@ def keys(out: Path) -> list[str]:
 def test_smoke_as_a_command(tmp_path: Path):
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "benchmarks" / "glue.py"), "--smoke", "--runs", "1", "--out", str(out)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["curves.png", "records.jsonl", "report.md"]
     assert (out / "report.md").read_text() in done.stdout
@@ -68,19 +68,19 @@ def test_smoke_as_a_command(tmp_path: Path):
     assert len(set(keys(out))) == 6
 
 
-def test_help_as_a_command():
-    command = [sys.executable, str(ROOT / "benchmarks" / "glue.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
     for flag in (
         "--task", "--data-dir", "--model", "--rate", "--method", "--sketch", "--codec", "--runs", "--seed", "--epochs",
         "--max-steps", "--batch-size", "--lr", "--max-length", "--precision", "--train-examples", "--eval-examples",
         "--eval-every-steps", "--probe-every", "--probe-layer", "--track-memory", "--exclude", "--threads", "--device",
         "--out", "--resume", "--smoke", "--attention-dropout",
     ):  # fmt: skip
-        assert flag in done.stdout
-    assert (
-        "(default: none 0.1)" in done.stdout and "--smoke          starts from --task sst2 stsb --model" in done.stdout
-    )
+        assert flag in printed
+    assert "(default: none 0.1)" in printed and "--smoke          starts from --task sst2 stsb --model" in printed
 
 
 def test_resume_skips_what_is_there_and_adds_the_rest(tmp_path: Path, monkeypatch, capsys):
