@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rmm_gnn.codecs import StochasticCodec, stochastic
+from rmm_gnn.kernels import native
 from tests.codecs.cases import STOCHASTIC
 
 NUM_SEEDS, COPIES = 200, 50
@@ -18,6 +19,13 @@ NUM_SAMPLES = NUM_SEEDS * COPIES
 MATRIX_SEEDS = 1000
 COLUMNS = 13
 CODEC = pytest.mark.parametrize("name", STOCHASTIC)
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """Plain torch does the coding, whose parts can be replaced by wrong ones."""
+    monkeypatch.setattr(native, "is_built", lambda: False)
+    return monkeypatch
 
 
 def rows_by_kind():
@@ -173,14 +181,14 @@ def test_constant_rows_are_exact_or_on_average_right(name):
         ("int8", torch.inf, ["plain", "positive", "negative", "one outlier"]),
     ],
 )
-def test_rounding_offset_or_step_to_nearest_would_show(name, direction, kinds, monkeypatch):
+def test_rounding_offset_or_step_to_nearest_would_show(name, direction, kinds, faulty):
     """Values then leave the range of the codes and are clamped, which is a bias."""
     directed = stochastic._round_directed
 
     def nearest(values, dtype, towards):
         return values.to(dtype) if towards == direction else directed(values, dtype, towards)
 
-    monkeypatch.setattr(stochastic, "_round_directed", nearest)
+    faulty.setattr(stochastic, "_round_directed", nearest)
     matrix = torch.stack([rows_by_kind()[kind] for kind in kinds])
     errors = errors_of(STOCHASTIC[name], matrix.repeat_interleave(COPIES, 0), NUM_SEEDS)
     errors = errors.view(NUM_SEEDS, len(kinds), COPIES, COLUMNS).transpose(1, 2).flatten(0, 1)
@@ -190,8 +198,8 @@ def test_rounding_offset_or_step_to_nearest_would_show(name, direction, kinds, m
     assert scores.max() > 20
 
 
-def test_rounding_to_the_nearest_code_would_show(monkeypatch):
-    monkeypatch.setattr(stochastic, "_uniforms", lambda seed, stream, start, stop: torch.full((stop - start,), 0.25))
+def test_rounding_to_the_nearest_code_would_show(faulty):
+    faulty.setattr(stochastic, "_uniforms", lambda seed, stream, start, stop: torch.full((stop - start,), 0.25))
     matrix = rows_by_kind()["plain"].expand(COPIES, COLUMNS)
     errors = errors_of(STOCHASTIC["int4"], matrix, 10)
     step, share = grid_of(STOCHASTIC["int4"], matrix)
@@ -238,14 +246,14 @@ def test_any_two_entries_are_uncorrelated(name):
 
 
 @pytest.mark.parametrize("shared", [stochastic.Stream.ROUNDING, stochastic.Stream.ROUNDING_COLUMNS])
-def test_randomness_shared_by_a_row_or_a_column_would_show(shared, monkeypatch):
+def test_randomness_shared_by_a_row_or_a_column_would_show(shared, faulty):
     """Each entry alone stays unbiased when one of the two hashes is left out; pairs in a line do not stay apart."""
     uniforms = stochastic._uniforms
 
     def one_stream(seed, stream, start, stop):
         return torch.zeros(stop - start) if stream == shared else uniforms(seed, stream, start, stop)
 
-    monkeypatch.setattr(stochastic, "_uniforms", one_stream)
+    faulty.setattr(stochastic, "_uniforms", one_stream)
     matrix, _ = matrix_and_gradient()
     codec = StochasticCodec(4)
     errors, variance, (step, share) = errors_of(codec, matrix, 500), codec.variance(matrix), grid_of(codec, matrix)

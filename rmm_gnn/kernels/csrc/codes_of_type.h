@@ -24,20 +24,19 @@ static inline const SUM *OF_TYPE(read_row)(const encode_task *task, int64_t row,
 
 /* Least and largest of a run of entries; nan where one is not finite or the range is not. */
 static inline void OF_TYPE(range_of)(const SUM *restrict entries, int64_t count, SUM *least_of, SUM *largest_of) {
-    enum { LANES = 16 };
-    SUM low[LANES], high[LANES], odd[LANES];
-    for (int lane = 0; lane < LANES; lane++) {
+    enum { LANES = 64 / sizeof(SUM) };
+    typedef SUM lanes __attribute__((vector_size(64)));
+    lanes low, high, odd = {0};
+    for (int lane = 0; lane < LANES; lane++)
         low[lane] = high[lane] = entries[0];
-        odd[lane] = 0;
-    }
     int64_t c = 0;
-    for (; c + LANES <= count; c += LANES)
-        for (int lane = 0; lane < LANES; lane++) {
-            SUM value = entries[c + lane];
-            low[lane] = value < low[lane] ? value : low[lane];
-            high[lane] = value > high[lane] ? value : high[lane];
-            odd[lane] += value - value; /* 0, or nan from here on */
-        }
+    for (; c + LANES <= count; c += LANES) {
+        lanes value;
+        memcpy(&value, entries + c, sizeof value);
+        low = (lanes)CHOOSE(value < low, value, low);
+        high = (lanes)CHOOSE(value > high, value, high);
+        odd += value - value; /* 0, or nan from here on */
+    }
     for (int lane = 0; c < count; c++, lane++) {
         SUM value = entries[c];
         low[lane] = value < low[lane] ? value : low[lane];

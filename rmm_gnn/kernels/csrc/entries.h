@@ -7,7 +7,12 @@
 
 /* One copy of a function for each instruction set, chosen when the library is loaded. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
+/* With AVX-512's instructions for bytes, which the older name has not. */
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
 #define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define CLONES
 #endif
@@ -35,6 +40,8 @@ static inline uint16_t to_bf16(float value) {
 }
 
 #define IDENTITY(value) (value)
+/* Lanes of one vector where the mask, a comparison of vectors, is true, and of another elsewhere. */
+#define CHOOSE(mask, yes, no) (((__typeof__(mask))(yes) & (mask)) | ((__typeof__(mask))(no) & ~(mask)))
 #define JOINED(a, b) a##_##b
 #define JOIN(a, b) JOINED(a, b)
 /* The name of a function in a file that is included once for each type. */

@@ -28,14 +28,14 @@ typedef struct {
     int count, next;
 } share_list;
 
-static void *run_share(void *given) {
+static inline void *run_share(void *given) {
     share *own = given;
     own->failed = own->run(own->task, own->thread, own->begin, own->end);
     return NULL;
 }
 
 /* Each thread of the runtime takes shares until there are none. */
-static void take_shares(void *given) {
+static inline void take_shares(void *given) {
     share_list *list = given;
     for (;;) {
         int own = __atomic_fetch_add(&list->next, 1, __ATOMIC_RELAXED);
@@ -45,7 +45,7 @@ static void take_shares(void *given) {
     }
 }
 
-static void start_threads(share *shares, int threads) {
+static inline void start_threads(share *shares, int threads) {
     pthread_t handles[MAX_THREADS];
     int started[MAX_THREADS];
     for (int t = 1; t < threads; t++)
@@ -60,7 +60,7 @@ static void start_threads(share *shares, int threads) {
 }
 
 /* Cuts [begin, end) into nearly equal shares, one a thread; returns 0 where none failed. */
-static int run_shares(share_function run, void *task, int threads, int64_t begin, int64_t end) {
+static inline int run_shares(share_function run, void *task, int threads, int64_t begin, int64_t end) {
     share shares[MAX_THREADS];
     int failed = 0;
     int64_t length = end - begin;
