@@ -80,7 +80,7 @@ def compress(
 
     adopted = None if whole is None else codec.adopt(whole.sketch, x.dtype)
     payload = codec.empty(draw.sketch_size, x.shape[1], x.dtype, x.device) if adopted is None else adopted
-    if mean is None and marks is None and codec.bits_of_rows is not None:
+    if mean is None and anchor is None and marks is None and codec.bits_of_rows is not None:
         if family.encode_in_one_pass(x, draw, payload, codec.bits_of_rows):
             return CompressedActivation(tuple(payload), None, state)
     ones_sketch: Tensor | None

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rmm_gnn import RMMConfig, compress_activations, rmm_linear
-from rmm_gnn.functional import leaky_relu, relu, relu_dropout
+from rmm_gnn.functional import anchored_linear, leaky_relu, relu, relu_dropout
 from rmm_gnn.kernels import activations_triton, batch_norm_triton, launching_triton
 from rmm_gnn.nn import LeanBatchNorm1d, LeanDropout, LeanLeakyReLU, LeanReLU, LeanReLUDropout
 from tests.kernels.device import DEVICE
@@ -81,6 +81,25 @@ def lean_block(backend: str, **settings) -> list[torch.Tensor]:
     return [out.detach(), x.grad, *(parameter.grad for parameter in block.parameters())]
 
 
+@pytest.mark.parametrize("center", [True, False], ids=["centred", "plain"])
+@pytest.mark.parametrize("codec", ["fp32", "int8", "int8:group_size=10"])
+def test_anchored_gradients_are_the_same(codec, center):
+    """What is coded is the residual of the fit: without it the exact term would be there twice."""
+    generator = torch.Generator().manual_seed(0)
+    x_0, grad_output = (torch.randn(300, n, generator=generator).to(DEVICE) for n in (24, 5))
+    x = 3 * x_0 + 0.1 * torch.randn(300, 24, generator=generator).to(DEVICE)
+    found = []
+    for backend in ("triton", "torch"):
+        weight = torch.zeros(5, 24, device=DEVICE, requires_grad=True)
+        config = RMMConfig(rate=0.2, backend=backend, codec=codec, center=center, anchor=True)
+        anchored_linear(x, weight, x_0, config=config, seed=3).backward(grad_output)
+        found.append(weight.grad)
+    torch.testing.assert_close(*found, rtol=1e-2, atol=0.3)
+    exact = grad_output.T @ x
+    for estimate in found:
+        assert (estimate - exact).norm() < 0.2 * exact.norm()
+
+
 @pytest.mark.parametrize("norm_codec", ["fp32", "int8", "int1"])
 def test_lean_operators_are_the_same(norm_codec):
     blocks = [lean_block(backend, norm_codec=norm_codec) for backend in ("triton", "torch")]
@@ -110,7 +129,10 @@ def test_lean_operators_call_the_kernels(monkeypatch):
 def test_lean_operators_refuse_what_cannot_run(monkeypatch):
     monkeypatch.setattr(launching_triton, "is_interpreted", lambda kernel: False)
     x = torch.randn(20, 3, requires_grad=True)
+    turned = torch.randn(3, 20).t().requires_grad_()
     for function in (relu, leaky_relu, relu_dropout):
+        with pytest.raises(ValueError, match="'backend' must be one that runs on cpu"):
+            function(turned, backend="triton")
         with pytest.raises(ValueError, match=r"'backend' must be one that runs on cpu \(got 'triton'\). Use"):
             function(x, backend="triton")
         with pytest.raises(ValueError, match="'backend' must be a known name"):
