@@ -52,6 +52,7 @@ def batch_norm_op(
     )
     new_mean, new_var = running or (None, None)
     out, mean, inv_std = torch.native_batch_norm(x, weight, bias, new_mean, new_var, True, momentum, eps)
+    out = out.contiguous(memory_format=_memory_format(x))  # as it is, except in odd cases
     dtype = accumulation_dtype(x.dtype)
     kept = [inv_std.to(dtype, copy=True)]
     if keep_input:
@@ -91,7 +92,8 @@ def _(
     kept = [x.new_empty(x.shape[1], dtype=accumulation_dtype(x.dtype))]
     if keep_input:
         kept += get_codec(codec).empty(kept_rows(rate, x.shape[0]), x[0].numel(), x.dtype, x.device)
-    return torch.empty_like(x), [torch.empty_like(tensor) for tensor in stats], kept
+    out = torch.empty_like(x, memory_format=_memory_format(x))
+    return out, [torch.empty_like(tensor) for tensor in stats], kept
 
 
 @torch.library.custom_op("rmm_gnn::batch_norm_backward", mutates_args=())
@@ -196,6 +198,14 @@ def _one_pass(codec: Codec, x: Tensor, size: int, backend: str) -> NormCoding | 
     if size < x.shape[0] or x.numel() == 0 or not x.is_contiguous():
         return None
     return codec.norm_coding(x.flatten(1), backend)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Return the format of the output: that of x where it is one of images, or else row by row."""
+    for dim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.dim() == dim and not x.is_contiguous() and x.is_contiguous(memory_format=memory_format):
+            return memory_format
+    return torch.contiguous_format
 
 
 def _per_column(values: Tensor, like: Tensor) -> Tensor:  # [C] -> [C *]
