@@ -16,8 +16,7 @@ from rmm_gnn.kernels import implementation
 @torch.library.custom_op("rmm_gnn::relu", mutates_args=())
 def relu_op(x: Tensor, negative_slope: float | None, backend: str) -> tuple[Tensor, Tensor]:
     """ReLU, or leaky ReLU where a slope is given, and one bit for every entry."""
-    # Kernels write the output row by row; torch's has the strides of x.
-    kernels = implementation("activations", backend, x) if x.is_contiguous() else None
+    kernels = implementation("activations", backend, x)
     if kernels is not None:
         out, bits = kernels.relu(x, negative_slope)
         return out, bits

@@ -13,11 +13,14 @@ _RELU, _LEAKY_RELU, _RELU_DROPOUT = range(3)
 def relu(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:  # [*] -> [*], [ceil(n / 8)]
     """Return ReLU of ``x``, or leaky ReLU where a slope is given, and one bit for every entry.
 
+    The output has the strides that torch would give it; other ones than those of rows cost a copy.
+
     Raises:
         ValueError: If the kernels cannot read ``x``.
     """
     kind = _RELU if negative_slope is None else _LEAKY_RELU
-    return _activate(x, kind, slope=negative_slope or 0.0)
+    out, bits = _activate(x, kind, slope=negative_slope or 0.0)
+    return out if x.is_contiguous() else torch.empty_like(x).copy_(out), bits
 
 
 def relu_dropout(x: Tensor, p: float, seed: Tensor) -> tuple[Tensor, Tensor]:  # [*] -> [*], [ceil(n / 8)]
@@ -59,7 +62,7 @@ def masked_grad(grad_output: Tensor, bits: Tensor, divisor: float, slope: float)
         ValueError: If the kernels cannot read ``grad_output``.
     """
     check_taken(grad_output)
-    source = grad_output.contiguous()
+    source, bits = grad_output.contiguous(), bits.contiguous()
     out = torch.empty_like(source)
     library().rmm_masked_grad(
         source.data_ptr(),
@@ -79,7 +82,7 @@ def _activate(
 ) -> tuple[Tensor, Tensor]:
     check_taken(x)
     source = x.contiguous()
-    out, bits = torch.empty_like(source), torch.empty((x.numel() + 7) // 8, dtype=torch.uint8)
+    out, bits = torch.empty_like(source), torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device="cpu")
     library().rmm_relu(
         source.data_ptr(),
         TYPES[x.dtype],

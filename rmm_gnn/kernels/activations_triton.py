@@ -211,6 +211,7 @@ def masked_grad(grad_output: Tensor, bits: Tensor, divisor: float, slope: float)
         ValueError: If ``grad_output`` is not on a GPU, unless kernels are interpreted.
     """
     check_device(_mask_grad, grad_output)
+    bits = bits.contiguous()
     grad_x = torch.empty_like(grad_output, memory_format=torch.contiguous_format)
     matrix = _matrix(grad_output)
     if matrix.numel() == 0:

@@ -28,7 +28,7 @@ def encode_normalized(
     ``mean`` and ``inv_std`` are of the accumulation type.
 
     Raises:
-        ValueError: If the kernels cannot read ``x``.
+        ValueError: If the kernels cannot read ``x``, or codes or scales are not contiguous.
         MemoryError: If there is no memory.
     """
     codes_native.encode(x, codes, scales, seed, start, mean=mean, inv_std=inv_std, bits=bits, group_size=group_size)
@@ -49,8 +49,8 @@ def reduce(
         MemoryError: If there is no memory.
     """
     check_taken(grad_output)
-    grad_output = grad_output.contiguous()
-    out = torch.zeros(2, grad_output.shape[1], dtype=torch.float64)
+    grad_output, codes, scales = grad_output.contiguous(), codes.contiguous(), scales.contiguous()
+    out = torch.zeros(2, grad_output.shape[1], dtype=torch.float64, device="cpu")
     if grad_output.numel():
         done(
             library().rmm_norm_reduce(
@@ -86,7 +86,7 @@ def grad_input(
         MemoryError: If there is no memory.
     """
     check_taken(grad_output)
-    grad_output = grad_output.contiguous()
+    grad_output, codes, scales = grad_output.contiguous(), codes.contiguous(), scales.contiguous()
     out = torch.empty_like(grad_output)
     if grad_output.numel():
         vectors = [vector.contiguous() for vector in (scale, mean_grad, mean_product)]

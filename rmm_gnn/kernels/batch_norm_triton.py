@@ -168,6 +168,7 @@ def reduce(
         ValueError: If ``grad_output`` is not on a GPU, unless kernels are interpreted.
     """
     check_device(_reduce, grad_output)
+    codes, scales = codes.contiguous(), scales.contiguous()
     num_rows, num_columns = grad_output.shape
     dtype = accumulation_dtype(grad_output.dtype)
     if grad_output.numel() == 0:
@@ -221,6 +222,7 @@ def grad_input(
         ValueError: If ``grad_output`` is not on a GPU, unless kernels are interpreted.
     """
     check_device(_grad_input, grad_output)
+    codes, scales = codes.contiguous(), scales.contiguous()
     grad_x = torch.empty_like(grad_output)
     if grad_output.numel() == 0:
         return grad_x

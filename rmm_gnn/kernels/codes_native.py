@@ -28,10 +28,12 @@ def encode(
     copy is made.  Allocates 9 bytes a column for each thread, or 17.
 
     Raises:
-        ValueError: If the kernels cannot read ``block``.
+        ValueError: If the kernels cannot read ``block``, or codes or scales are not contiguous.
         MemoryError: If there is no memory.
     """
     check_taken(block)
+    if not (codes.is_contiguous() and scales.is_contiguous()):
+        raise ValueError("'codes' and 'scales' must be contiguous (got others). Encode into what a codec allocates.")
     if block.numel() == 0:
         return
     vectors = [None if vector is None else vector.contiguous() for vector in (mean, inv_std)]
@@ -67,7 +69,8 @@ def decode(
     """
     if dtype not in TYPES:
         raise ValueError(f"'backend' must be one that reads codes as {dtype} (got 'native'). Use backend='auto'.")
-    out = torch.empty(codes.shape[0], num_columns, dtype=dtype)
+    out = torch.empty(codes.shape[0], num_columns, dtype=dtype, device="cpu")
+    codes, scales = codes.contiguous(), scales.contiguous()
     if out.numel():
         where = coded(codes, scales, num_columns, bits, group_size)
         threads = threads_for(out.numel(), out.shape[0])

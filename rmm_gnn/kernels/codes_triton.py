@@ -260,6 +260,7 @@ def decode(
         ValueError: If ``codes`` are not on a GPU, unless kernels are interpreted.
     """
     check_device(_unpack, codes)
+    codes, scales = codes.contiguous(), scales.contiguous()
     num_rows, width = codes.shape
     out = torch.empty(num_rows, num_columns, dtype=dtype, device=codes.device)
     if out.numel() == 0:

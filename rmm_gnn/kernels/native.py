@@ -15,6 +15,8 @@ from torch.nn import Parameter
 
 # Their numbers in C.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+# A forked process has none of the threads that its parent had, whether or not it was the first to load the library.
+_PROCESS = os.getpid()
 # A smaller share of the entries is not worth a thread.
 _ENTRIES_PER_THREAD = 1 << 15
 
@@ -104,7 +106,7 @@ def library() -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ctypes.c_int
     library.rmm_use_threads_of.argtypes = [ctypes.c_void_p]
-    parallel = _threads_of_torch()
+    parallel = _threads_of_torch() if os.getpid() == _PROCESS else None
     if parallel is not None:
         library.rmm_use_threads_of(parallel)
         # They are not there in a forked process.

@@ -95,11 +95,12 @@ def test_any_strides(dtype, monkeypatch):
             same(found)
 
 
-def test_relu_of_what_is_not_contiguous_is_plain_torchs_and_keeps_its_strides():
-    x = torch.randn(50, 64).t()
-    out, bits = torch.ops.rmm_gnn.relu(x, None, "auto")
-    assert out.stride() == torch.relu(x).stride()
-    assert torch.equal(bits, torch.ops.rmm_gnn.relu(x.contiguous(), None, "auto")[1])
+def test_relu_has_the_strides_that_torch_gives_it():
+    matrix = torch.randn(50, 64)
+    for x in (matrix.t(), matrix[:, ::2], matrix[:1].expand(50, -1), torch.randn(2, 3, 4, 5).permute(0, 3, 1, 2)):
+        out, bits = torch.ops.rmm_gnn.relu(x, None, "native")
+        assert out.stride() == torch.relu(x).stride() and torch.equal(out, torch.relu(x))
+        assert torch.equal(bits, torch.ops.rmm_gnn.relu(x.contiguous(), None, "torch")[1])
 
 
 def test_the_number_of_threads_changes_nothing():

@@ -5,7 +5,7 @@ import torch
 
 from rmm_gnn.codecs import StochasticCodec
 from rmm_gnn.functional import batch_norm
-from rmm_gnn.kernels import batch_norm_native, building, native
+from rmm_gnn.kernels import activations_native, batch_norm_native, building, native
 from tests.kernels.device import far_apart
 
 pytestmark = pytest.mark.skipif(not building.find_compiler(), reason="there is no C compiler")
@@ -161,3 +161,31 @@ def test_sums_over_many_rows_keep_their_digits():
     gradient = torch.ones(rows, 1)
     sums, _ = batch_norm_native.reduce(gradient, *payload, bits=1, group_size=None)
     assert sums.item() == rows
+
+
+def test_another_default_device_changes_nothing():
+    codec, matrix = StochasticCodec(2), torch.randn(30, 8)
+    payload = codec.encode_matrix(matrix, SEED)
+    expected = [codec.decode(payload, 0, 30, 8, torch.float32), *codec.norm_coding(matrix).reduce(matrix, payload)]
+    with torch.device("meta"):
+        found = [codec.decode(payload, 0, 30, 8, torch.float32), *codec.norm_coding(matrix).reduce(matrix, payload)]
+        out, bits = activations_native.relu(matrix, None)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert out.device == bits.device == matrix.device
+
+
+def test_codes_that_lie_otherwise_are_read_right_and_not_written():
+    """A saved-tensor hook may give back the same values with other strides."""
+    codec, matrix = StochasticCodec(2), torch.randn(30, 8)
+    payload = codec.encode_matrix(matrix, SEED)
+    turned = [tensor.t().contiguous().t() for tensor in payload]
+    coding, expected = codec.norm_coding(matrix), codec.decode(payload, 0, 30, 8, torch.float32)
+    assert torch.equal(codec.decode(turned, 0, 30, 8, torch.float32), expected)
+    assert torch.equal(coding.reduce(matrix, turned)[1], coding.reduce(matrix, payload)[1])
+    vectors = torch.randn(3, 8)
+    assert torch.equal(coding.grad_input(matrix, turned, *vectors), coding.grad_input(matrix, payload, *vectors))
+    with pytest.raises(ValueError, match="'codes' and 'scales' must be contiguous"):
+        codec.encode(matrix, turned, 0, SEED)
+    gradient, bits = torch.randn(20, 8), torch.randint(0, 256, (40,), dtype=torch.uint8)
+    found = activations_native.masked_grad(gradient, bits[::2], 1.0, 0.0)
+    assert torch.equal(found, activations_native.masked_grad(gradient, bits[::2].clone(), 1.0, 0.0))

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -53,6 +55,25 @@ def test_a_forked_process_does_not_wait_for_threads_that_it_has_not(two_threads)
         found = pipe.read()
     assert os.waitpid(child, 0)[1] == 0
     assert found == bytes(expected.numpy())[:4096]
+
+
+def test_a_forked_process_may_be_the_first_to_load_the_library():
+    """Its parent has torch's threads and never called a kernel."""
+    script = """
+import os, signal, torch
+from rmm_gnn.kernels import count_sketch_native
+torch.set_num_threads(2)
+matrix = torch.randn(4000, 256)
+torch.mm(matrix, matrix.T)
+seed = torch.tensor(5)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    count_sketch_native.count_sketch(matrix, seed, 400, 0, 400)
+    os._exit(0)
+raise SystemExit(os.waitpid(child, 0)[1])
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=150).returncode == 0
 
 
 def test_a_machine_without_the_library_has_its_own_threads(monkeypatch, tmp_path):
