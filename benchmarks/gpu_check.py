@@ -45,6 +45,7 @@ METHODS = (
     "baseline", "rmm", "rmm-lean:codec=int8,x0-codec=int4", "rmm-plan", "rmm-uniform", "exact:rate=0.125",
     "checkpoint", "offload",
 )  # fmt: skip
+KERNEL_TESTS = "kernel-tests"
 GRAPH_TESTS = "tests/test_cuda_graphs.py"
 NETWORKS = ((4, 64, 60.0), (16, 256, 90.0))
 
@@ -90,7 +91,7 @@ def parts_of(out: Path, root: Path, epochs: int, smoke: bool) -> tuple[list[Part
         # In a process of their own: a capture that fails spoils what comes after it.
         Part("graph-tests", [*cuda, GRAPH_TESTS], 60, quoted=True),
         Part(
-            "kernel-tests",
+            KERNEL_TESTS,
             [*pytest, *(["tests/kernels/test_reference.py"] if smoke else kernel_tests)],
             80,
             quoted=True,
@@ -102,10 +103,12 @@ def parts_of(out: Path, root: Path, epochs: int, smoke: bool) -> tuple[list[Part
     ):
         for backend in ("torch",) if smoke else ("torch", "triton"):
             name = f"{script}-{backend}"
-            own = ["--backend", backend, *device, "--no-gate", "--out", str(out / f"{name}.json")]
+            tested = ["--no-gate"] if smoke else ["--tested-in", f"{KERNEL_TESTS} of this check"]
+            own = ["--backend", backend, *device, *tested, "--out", str(out / f"{name}.json")]
             small = [*tiny, "--repetitions", "1"] if smoke else []
             command = [sys.executable, f"benchmarks/micro/{script}.py", *own, *small]
-            parts.append(Part(name, command, budget_s, files=[f"{name}.json"]))
+            # No time is shown of kernels that are not right.
+            parts.append(Part(name, command, budget_s, files=[f"{name}.json"], needs=[KERNEL_TESTS]))
     with_arxiv = not smoke and any((root / name).is_dir() for name in ("ogbn_arxiv", "ogbn_arxiv_pyg"))
     data = ["--root", str(root)] if with_arxiv else ["--dataset", "digits", "--budget", "60%"]
     for layers, hidden, budget_s in ((2, 16, 90.0),) if smoke else NETWORKS:
@@ -115,7 +118,7 @@ def parts_of(out: Path, root: Path, epochs: int, smoke: bool) -> tuple[list[Part
         command = [sys.executable, "benchmarks/ogbn_arxiv.py", *table]
         parts.append(Part(name, command, budget_s, files=[f"{name}/"]))
     notes = [
-        "Tables of layers and kernels say UNVERIFIED: their own tests are parts here, and did not run before them.",
+        f"Layers and kernels are timed where {KERNEL_TESTS} passed; run alone, by --part, without it as well.",
         f"The tables of ogbn-arxiv are of {epochs} epochs: look at their bytes and times, not at their accuracies. "
         "One that was cut off goes on by its command with --resume.",
     ]

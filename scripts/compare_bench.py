@@ -139,10 +139,13 @@ def _run(given: argparse.Namespace) -> int:
     print(require("tabulate").tabulate(rows, headers, tablefmt="github", disable_numparse=True))
     slower = [row for row in compared if row["verdict"] == SLOWER]
     within = [row for row in compared if row["verdict"] == WITHIN]
-    gone = len(middle([before])) - len(compared)
+    kept = {(row["shape"], row["layer"]) for row in compared}
+    gone = [key for key in middle([before]) if key not in kept]
+    for shape, layer in gone:
+        print(f"gone: {shape}, {layer}")
     print(
         f"\n{len(compared)} rows compared, {len(slower)} slower by more than {given.tolerance:.0%}, "
-        f"{len(within)} more within the spread, {gone} gone."
+        f"{len(within)} more within the spread, {len(gone)} gone."
     )
     return 1 if slower else 0
 

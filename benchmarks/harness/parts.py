@@ -23,6 +23,7 @@ class Part:
         command: Program and arguments.
         budget_s: It is killed, with all that it started, after so many seconds.
         files: What it writes besides what it prints, relative to the results folder.
+        needs: Names of earlier parts that have to pass first, where they are run at all.
         quoted: Whether the summary quotes the last line that it prints, as that of a test run.
     """
 
@@ -30,6 +31,7 @@ class Part:
     command: Sequence[str]
     budget_s: float
     files: Sequence[str] = ()
+    needs: Sequence[str] = ()
     quoted: bool = False
 
 
@@ -78,8 +80,11 @@ def run_parts(
     """
     end, outcomes = time.monotonic() + limit_s, list[Outcome]()
     for part in parts:
+        failed = [other.part.name for other in outcomes if other.part.name in part.needs and not other.passed]
         left = min(part.budget_s, end - time.monotonic())
-        if left <= 0:
+        if failed:
+            outcomes.append(Outcome(part, f"not started, {failed[0]} did not pass", False, 0.0))
+        elif left <= 0:
             outcomes.append(Outcome(part, "not started, no time was left", False, 0.0))
         else:
             outcomes.append(_run(part, out, cwd, environment, left))

@@ -15,7 +15,7 @@ from benchmarks.micro.timing import spread
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``--backend``, ``--repetitions``, ``--threads``, ``--device``, ``--out`` and ``--no-gate``."""
+    """Add ``--backend``, ``--repetitions``, ``--threads``, ``--device``, ``--out`` and what concerns the tests."""
     parser.add_argument("--backend", default="auto", help="implementation, as in RMMConfig")
     parser.add_argument("--repetitions", type=int, default=9, help="timed rounds")
     parser.add_argument("--threads", type=int, help="CPU threads; unset: PyTorch's default")
@@ -24,6 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-gate", action="store_true", help="do not run the tests first; the table is marked as unverified"
     )
+    parser.add_argument("--tested-in", metavar="RUN", help="do not run the tests first, which passed in this run")
 
 
 def prepare(given: argparse.Namespace) -> None:

@@ -43,6 +43,7 @@ TESTS = (
     "tests/kernels",
     "tests/codecs/test_conformance.py",
     "tests/functional/test_relu.py",
+    "tests/functional/test_dropout.py",
     "tests/functional/test_batch_norm.py",
 )
 BITS = (8, 4, 2, 1)
@@ -145,7 +146,7 @@ def _run(given: argparse.Namespace) -> int:
     except (ImportError, ValueError) as error:
         raise BenchmarkError(str(error)) from error
     tabulate = require("tabulate").tabulate
-    warning = gate.check(TESTS, given.no_gate)
+    warning = gate.check(TESTS, given.no_gate, given.tested_in)
     where = environment.describe(device)
     records = []
     for shape in shapes:

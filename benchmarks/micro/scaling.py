@@ -140,7 +140,7 @@ def _run(given: argparse.Namespace) -> int:
             layer(torch.ones(64, 8, device=device)).sum().backward()
     except (ImportError, TypeError, ValueError) as error:
         raise BenchmarkError(str(error)) from error
-    warning = gate.check(TESTS, given.no_gate)
+    warning = gate.check(TESTS, given.no_gate, given.tested_in)
     where = environment.describe(device)
     shapes = dict.fromkeys(shape for sweep in sweeps for shape in sweep.layers)
     found = {

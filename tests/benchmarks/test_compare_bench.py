@@ -39,6 +39,7 @@ def test_a_ratio_that_got_worse_is_flagged(compare_bench, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[2].strip() for line in lines if "SLOWER" in line] == ["slower"]
     assert lines[-1] == "3 rows compared, 1 slower by more than 10%, 0 more within the spread, 1 gone."
+    assert "gone: 9x9, gone" in lines
     assert compare_bench.main([before, after, "--tolerance", "0.2"]) == 0
 
 

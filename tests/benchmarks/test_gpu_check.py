@@ -75,6 +75,10 @@ def test_the_parts_on_a_gpu(tmp_path):
         if not name.endswith("tests"):
             assert command[command.index("--device") + 1] == "cuda"
             assert (ROOT / command[1]).exists()
+    for part in parts:
+        timed = part.name.startswith(("linear", "kernels"))
+        assert list(part.needs) == (["kernel-tests"] if timed else [])
+        assert ("--tested-in" in part.command) == timed and "--no-gate" not in part.command
     arxiv = commands["arxiv-16x256"]
     assert ["--root", str(tmp_path)] == arxiv[2:4] and "--ledger" in arxiv and "digits" not in arxiv
     methods = {text.partition(":")[0] for text in gpu_check.METHODS}

@@ -82,3 +82,17 @@ def test_ratios_are_those_of_a_round():
     assert timing.spread([3.0]) == (3.0, 3.0, 3.0)
     assert timing.spread([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == (2.0, 3.5, 5.0)
     assert timing.spread([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).format(1, 10) == "35.0 (20.0 - 50.0)"
+
+
+def test_tests_that_passed_in_a_larger_run_are_named():
+    assert gate.check(["tests/absent"], skip=False, passed_in="the nightly run") == (
+        "The tests of what is timed passed just before: the nightly run."
+    )
+
+
+def test_another_device_is_another_state(monkeypatch):
+    before = gate._fingerprint(["tests/kernels"])
+    monkeypatch.setenv("TRITON_INTERPRET", "another")
+    assert gate._fingerprint(["tests/kernels"]) != before
+    monkeypatch.undo()
+    assert gate._fingerprint(["tests/kernels"]) == before

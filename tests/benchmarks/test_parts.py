@@ -51,6 +51,19 @@ def test_every_part_has_its_turn_and_its_files(tmp_path):
     assert (tmp_path / "bad.log").read_text() == "why\n" and (tmp_path / "long.txt").read_text() == "begun\n"
 
 
+def test_what_needs_another_part_does_not_start_without_it(tmp_path):
+    parts = [
+        python("tests", "raise SystemExit(1)"),
+        python("times", "open('times.json', 'w')", needs=["tests"]),
+        python("table", "pass", needs=["elsewhere"]),
+    ]
+    outcomes = run(parts, tmp_path)
+    assert [outcome.result for outcome in outcomes] == [
+        "failed, exit code 1", "not started, tests did not pass", "passed"
+    ]  # fmt: skip
+    assert not (tmp_path / "times.json").exists()
+
+
 def test_what_a_part_started_ends_with_it(tmp_path):
     """A test run starts workers, which would go on using the GPU."""
     code = (
