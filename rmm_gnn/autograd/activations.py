@@ -53,36 +53,39 @@ ACTIVATIONS = {
 
 
 @torch.library.custom_op("rmm_gnn::activation", mutates_args=(), tags=_SEEDED)
-def activation_op(x: Tensor, name: str, setting: float, codec: str, seed: Tensor) -> tuple[Tensor, list[Tensor]]:
+def activation_op(
+    x: Tensor, name: str, setting: float, codec: str, seed: Tensor, backend: str
+) -> tuple[Tensor, list[Tensor]]:
     """f(x) and the coded derivative; a row of the code is a run of the last dimension."""
     activation, rows = ACTIVATIONS[name], _as_rows(x)
     payload = get_codec(codec).empty(rows.shape[0], rows.shape[1], x.dtype, x.device)
     dtype = accumulation_dtype(x.dtype)
     for start, stop in row_tiles(rows.shape[0], rows.shape[1], _TILE_BYTES, dtype.itemsize):
-        get_codec(codec).encode(activation.derivative(rows[start:stop].to(dtype), setting), payload, start, seed)
+        block = activation.derivative(rows[start:stop].to(dtype), setting)
+        get_codec(codec).encode(block, payload, start, seed, backend=backend)
     return activation.function(x, setting), payload
 
 
 @activation_op.register_fake
-def _(x: Tensor, name: str, setting: float, codec: str, seed: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _(x: Tensor, name: str, setting: float, codec: str, seed: Tensor, backend: str) -> tuple[Tensor, list[Tensor]]:
     rows = _as_rows(x)
     return torch.empty_like(x), get_codec(codec).empty(rows.shape[0], rows.shape[1], x.dtype, x.device)
 
 
 @torch.library.custom_op("rmm_gnn::activation_backward", mutates_args=())
-def activation_backward_op(grad_output: Tensor, payload: list[Tensor], codec: str) -> Tensor:
+def activation_backward_op(grad_output: Tensor, payload: list[Tensor], codec: str, backend: str) -> Tensor:
     """``grad_output`` times the derivative as it is read back."""
     grad_x = torch.empty_like(grad_output, memory_format=torch.contiguous_format)
     source, target = _as_rows(grad_output), _as_rows(grad_x)
     dtype, columns = accumulation_dtype(grad_output.dtype), source.shape[1]
     for start, stop in row_tiles(source.shape[0], columns, _TILE_BYTES, dtype.itemsize):
-        derivative = get_codec(codec).decode(list(payload), start, stop, columns, dtype)
+        derivative = get_codec(codec).decode(list(payload), start, stop, columns, dtype, backend=backend)
         target[start:stop] = source[start:stop] * derivative
     return grad_x
 
 
 @activation_backward_op.register_fake
-def _(grad_output: Tensor, payload: list[Tensor], codec: str) -> Tensor:
+def _(grad_output: Tensor, payload: list[Tensor], codec: str, backend: str) -> Tensor:
     return torch.empty_like(grad_output, memory_format=torch.contiguous_format)
 
 
@@ -92,7 +95,7 @@ def _as_rows(x: Tensor) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.codec = inputs[3]
+    _, _, _, ctx.codec, _, ctx.backend = inputs
     ctx.save_for_backward(*output[1])
 
 
@@ -100,8 +103,8 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | No
     refuse_double_backward("a lean activation")
     grad_x = None
     if grad_output is not None:
-        grad_x = torch.ops.rmm_gnn.activation_backward(grad_output, list(ctx.saved_tensors), ctx.codec)
-    return grad_x, None, None, None, None
+        grad_x = torch.ops.rmm_gnn.activation_backward(grad_output, list(ctx.saved_tensors), ctx.codec, ctx.backend)
+    return grad_x, None, None, None, None, None
 
 
 activation_op.register_autograd(_backward, setup_context=_setup_context)

@@ -63,7 +63,9 @@ def batch_norm_op(
         if coding is not None:
             coding.encode(x.flatten(1), _per_column(mean, x), _per_column(kept[0], x), payload, seed)
         elif size < rows:
-            encode_sketch(x, _per_channel(mean, x), _per_channel(kept[0], x), payload, get_codec(codec), size, seed)
+            encode_sketch(
+                x, _per_channel(mean, x), _per_channel(kept[0], x), payload, get_codec(codec), size, seed, backend
+            )
         else:
             mean, scale = _per_channel(mean, x), _per_channel(kept[0], x)
             for start, stop in row_tiles(rows, columns, _TILE_BYTES, dtype.itemsize):
@@ -123,7 +125,7 @@ def batch_norm_backward_op(
         if normalized is not None:
             products += (normalized * block).sum(channels)
     if sketched:
-        products = sketch_products(grad_output, payload, get_codec(codec), size, seed)
+        products = sketch_products(grad_output, payload, get_codec(codec), size, seed, backend)
     if not needs_x:
         return grad_output.new_empty(0), products, sums
 
@@ -138,7 +140,9 @@ def batch_norm_backward_op(
         return torch.sub(block.to(dtype), rest, out=rest).mul_(scale)
 
     if sketched:
-        for rows, normalized in iter_estimates(payload, grad_output, get_codec(codec), size, seed, _TILE_BYTES):
+        for rows, normalized in iter_estimates(
+            payload, grad_output, get_codec(codec), size, seed, _TILE_BYTES, backend
+        ):
             block = gradient(grad_output.index_select(0, rows), normalized)
             grad_x.index_copy_(0, rows.long(), block.to(grad_x.dtype))
     else:

@@ -38,6 +38,7 @@ def layer_norm_op(
     codec: str,
     keep_input: bool,
     seed: Tensor,
+    backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     """Torch's output; 1/sigma of every row and, with ``keep_input``, the coded normalised input."""
     out, mean, inv_std = torch.native_layer_norm(x, normalized_shape, weight, bias, eps)
@@ -49,7 +50,7 @@ def layer_norm_op(
         payload = get_codec(codec).empty(rows.shape[0], columns, x.dtype, x.device)
         for start, stop in row_tiles(rows.shape[0], columns, TILE_BYTES, dtype.itemsize):
             block = rows[start:stop].to(dtype).sub(mean[start:stop]).mul_(kept[0][start:stop].unsqueeze(1))
-            get_codec(codec).encode(block, payload, start, seed)
+            get_codec(codec).encode(block, payload, start, seed, backend=backend)
         kept += payload
     return out, kept
 
@@ -64,6 +65,7 @@ def _(
     codec: str,
     keep_input: bool,
     seed: Tensor,
+    backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     out = torch.native_layer_norm(x, normalized_shape, weight, bias, eps)[0]
     columns = prod(normalized_shape)
@@ -83,6 +85,7 @@ def layer_norm_backward_op(
     codec: str,
     needs_x: bool,
     needs_bias: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x and beta (empty where not needed) and gamma (0 where the input was not kept)."""
     columns = prod(normalized_shape)
@@ -94,7 +97,9 @@ def layer_norm_backward_op(
             grad_bias += grads[start:stop].to(dtype).sum(0)
     if len(kept) == 1:  # the input was not kept
         return grads.new_empty(0), grads.new_zeros(columns, dtype=dtype), grad_bias
-    grad_x, grad_weight = row_norm_backward(grads, weight, list(kept), codec, centred=True, needs_x=needs_x)
+    grad_x, grad_weight = row_norm_backward(
+        grads, weight, list(kept), codec, centred=True, needs_x=needs_x, backend=backend
+    )
     return grad_x.view(grad_output.shape) if needs_x else grad_x, grad_weight, grad_bias
 
 
@@ -107,6 +112,7 @@ def _(
     codec: str,
     needs_x: bool,
     needs_bias: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     columns = prod(normalized_shape)
     dtype = accumulation_dtype(grad_output.dtype)
@@ -119,9 +125,9 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    x, normalized_shape, weight, bias, _, codec, _, _ = inputs
+    x, normalized_shape, weight, bias, _, codec, _, _, backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.normalized_shape, ctx.codec, ctx.dtype = normalized_shape, codec, x.dtype
+    ctx.normalized_shape, ctx.codec, ctx.backend, ctx.dtype = normalized_shape, codec, backend, x.dtype
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (weight, bias)]
     ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *output[1])
 
@@ -129,18 +135,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list
 def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     refuse_double_backward("layer_norm")
     if grad_output is None:
-        return (None,) * 8
+        return (None,) * 9
     weight, *kept = ctx.saved_tensors
     needs_x, _, needs_weight, needs_bias = ctx.needs_input_grad[:4]
     grad_x, grad_weight, grad_bias = torch.ops.rmm_gnn.layer_norm_backward(
-        grad_output, ctx.normalized_shape, weight, kept, ctx.codec, needs_x, needs_bias
+        grad_output, ctx.normalized_shape, weight, kept, ctx.codec, needs_x, needs_bias, ctx.backend
     )
     return (
         grad_x.to(ctx.dtype) if needs_x else None,
         None,
         grad_weight.to(ctx.dtypes[0]).view(ctx.normalized_shape) if needs_weight else None,
         grad_bias.to(ctx.dtypes[1]).view(ctx.normalized_shape) if needs_bias else None,
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 

@@ -36,6 +36,7 @@ def rms_norm_op(
     eps: float,
     codec: str,
     seed: Tensor,
+    backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     """The output, as torch's elementary functions give it; 1/sigma of every row and the coded normalised input."""
     dtype, columns = accumulation_dtype(x.dtype), prod(normalized_shape)
@@ -51,13 +52,13 @@ def rms_norm_op(
         block.mul_(scale)
         inv_rms[start:stop] = scale.squeeze(1)
         out_rows[start:stop] = block if gamma is None else block * gamma
-        get_codec(codec).encode(block, payload, start, seed)
+        get_codec(codec).encode(block, payload, start, seed, backend=backend)
     return out, [inv_rms, *payload]
 
 
 @rms_norm_op.register_fake
 def _(
-    x: Tensor, normalized_shape: list[int], weight: Tensor | None, eps: float, codec: str, seed: Tensor
+    x: Tensor, normalized_shape: list[int], weight: Tensor | None, eps: float, codec: str, seed: Tensor, backend: str
 ) -> tuple[Tensor, list[Tensor]]:
     columns = prod(normalized_shape)
     rows = x.numel() // columns
@@ -73,10 +74,13 @@ def rms_norm_backward_op(
     kept: list[Tensor],
     codec: str,
     needs_x: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (empty where not needed) and gamma."""
     grads = grad_output.reshape(-1, prod(normalized_shape))
-    grad_x, grad_weight = row_norm_backward(grads, weight, list(kept), codec, centred=False, needs_x=needs_x)
+    grad_x, grad_weight = row_norm_backward(
+        grads, weight, list(kept), codec, centred=False, needs_x=needs_x, backend=backend
+    )
     return grad_x.view(grad_output.shape) if needs_x else grad_x, grad_weight
 
 
@@ -88,6 +92,7 @@ def _(
     kept: list[Tensor],
     codec: str,
     needs_x: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     shape = grad_output.shape if needs_x else (0,)
     dtype = accumulation_dtype(grad_output.dtype)
@@ -95,9 +100,9 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    x, normalized_shape, weight, _, codec, _ = inputs
+    x, normalized_shape, weight, _, codec, _, backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.normalized_shape, ctx.codec, ctx.dtype = normalized_shape, codec, x.dtype
+    ctx.normalized_shape, ctx.codec, ctx.backend, ctx.dtype = normalized_shape, codec, backend, x.dtype
     ctx.weight_dtype = None if weight is None else weight.dtype
     ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *output[1])
 
@@ -105,17 +110,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list
 def _backward(ctx: Any, grad_output: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     refuse_double_backward("rms_norm")
     if grad_output is None:
-        return (None,) * 6
+        return (None,) * 7
     weight, *kept = ctx.saved_tensors
     needs_x, _, needs_weight = ctx.needs_input_grad[:3]
     grad_x, grad_weight = torch.ops.rmm_gnn.rms_norm_backward(
-        grad_output, ctx.normalized_shape, weight, kept, ctx.codec, needs_x
+        grad_output, ctx.normalized_shape, weight, kept, ctx.codec, needs_x, ctx.backend
     )
     return (
         grad_x.to(ctx.dtype) if needs_x else None,
         None,
         grad_weight.to(ctx.weight_dtype).view(ctx.normalized_shape) if needs_weight else None,
-        *(None,) * 3,
+        *(None,) * 4,
     )
 
 

@@ -19,6 +19,7 @@ def row_norm_backward(
     *,
     centred: bool,
     needs_x: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:  # [B, C] or [0], [C]
     r"""Gradients of x (empty where not needed) and of gamma, in the accumulation type.
 
@@ -35,6 +36,7 @@ def row_norm_backward(
         codec: Theirs.
         centred: Whether the rows had their means taken away.
         needs_x: Whether the gradient of x is wanted.
+        backend: What decodes.
     """
     dtype, columns = accumulation_dtype(grads.dtype), grads.shape[1]
     inverse_scale, payload = kept[0], list(kept[1:])
@@ -43,7 +45,7 @@ def row_norm_backward(
     grad_weight = grads.new_zeros(columns, dtype=dtype)
     for start, stop in row_tiles(grads.shape[0], columns, TILE_BYTES, dtype.itemsize):
         block = grads[start:stop].to(dtype)
-        normalized = get_codec(codec).decode(payload, start, stop, columns, dtype)
+        normalized = get_codec(codec).decode(payload, start, stop, columns, dtype, backend=backend)
         products = block * normalized
         grad_weight += products.sum(0)
         if not needs_x:

@@ -59,6 +59,7 @@ def encode_sketch(
     codec: Codec,
     size: int,
     seed: Tensor,
+    backend: str,
 ) -> None:
     """Write the sketch of (x - mean) scale into ``payload``.
 
@@ -67,10 +68,11 @@ def encode_sketch(
     """
     matrix, shape = x.flatten(1), x.shape[1:]
     mean, scale = (values.expand(shape).flatten() for values in (mean, scale))
-    draw = _draw(seed, size)
+    draw = _draw(seed, size, backend)
     ones_sketch = _SKETCH.sketch_ones(x.shape[0], draw, mean.dtype)
     for start, stop, block in _SKETCH.iter_blocks(matrix, draw):
-        codec.encode(block.addr_(ones_sketch[start:stop], mean, alpha=-1.0).mul_(scale), payload, start, seed)
+        block.addr_(ones_sketch[start:stop], mean, alpha=-1.0).mul_(scale)
+        codec.encode(block, payload, start, seed, backend=backend)
 
 
 def sketch_products(
@@ -79,6 +81,7 @@ def sketch_products(
     codec: Codec,
     size: int,
     seed: Tensor | None,
+    backend: str,
 ) -> Tensor:  # [C]
     """Sum grad_output times the estimate over each channel, as S^T grad_output times what the codec stores.
 
@@ -86,9 +89,9 @@ def sketch_products(
     """
     matrix, shape = grad_output.flatten(1), grad_output.shape[1:]
     total = grad_output.new_zeros(matrix.shape[1], dtype=accumulation_dtype(grad_output.dtype))
-    for start, stop, block in _SKETCH.iter_blocks(matrix, _draw(seed, size)):
+    for start, stop, block in _SKETCH.iter_blocks(matrix, _draw(seed, size, backend)):
         for first, last in row_tiles(stop - start, matrix.shape[1], _WORKSPACE_BYTES // 4, block.element_size()):
-            rows = codec.decode(payload, start + first, start + last, matrix.shape[1], block.dtype)
+            rows = codec.decode(payload, start + first, start + last, matrix.shape[1], block.dtype, backend=backend)
             total += block[first:last].mul_(rows).sum(0)
     return total.view(shape[0], -1).sum(1)
 
@@ -100,16 +103,17 @@ def iter_estimates(
     size: int,
     seed: Tensor | None,
     tile_bytes: int,
+    backend: str,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ``(rows, estimate)``, some rows of the normalised input at a time, in no order, every row once."""
     dtype, num_columns = accumulation_dtype(like.dtype), like[0].numel()
     height = max(1, tile_bytes // (num_columns * dtype.itemsize))
-    for tile in _SKETCH.iter_rows(like.shape[0], _draw(seed, size), height, dtype):
-        block = codec.decode(payload, tile.first, tile.last, num_columns, dtype)
+    for tile in _SKETCH.iter_rows(like.shape[0], _draw(seed, size, backend), height, dtype):
+        block = codec.decode(payload, tile.first, tile.last, num_columns, dtype, backend=backend)
         estimate = block.index_select(0, tile.buckets).mul_(tile.signs.unsqueeze(1))
         yield tile.rows, estimate.view(-1, *like.shape[1:])
 
 
-def _draw(seed: Tensor | None, size: int) -> Draw:
+def _draw(seed: Tensor | None, size: int, backend: str) -> Draw:
     assert seed is not None  # kept wherever rows were sketched
-    return Draw(seed, size, workspace_bytes=_WORKSPACE_BYTES)
+    return Draw(seed, size, workspace_bytes=_WORKSPACE_BYTES, backend=backend)

@@ -173,7 +173,9 @@ def _layer_norm(
 ) -> Tensor:
     if not _is_dense(input):
         return NotImplemented
-    return lean.layer_norm(input, normalized_shape, weight, bias, eps, codec=this.config.norm_codec)
+    return lean.layer_norm(
+        input, normalized_shape, weight, bias, eps, codec=this.config.norm_codec, backend=this.config.backend
+    )
 
 
 def _rms_norm(
@@ -181,20 +183,34 @@ def _rms_norm(
 ) -> Tensor:
     if not _is_dense(input):
         return NotImplemented
-    return lean.rms_norm(input, normalized_shape, weight, eps, codec=this.config.norm_codec)
+    return lean.rms_norm(
+        input, normalized_shape, weight, eps, codec=this.config.norm_codec, backend=this.config.backend
+    )
 
 
 def _gelu(this: ForwardPass, input: Tensor, *, approximate: str = "none") -> Tensor:
     known = _is_dense(input) and approximate in ("none", "tanh")
-    return lean.gelu(input, approximate, codec=this.config.act_codec) if known else NotImplemented
+    return (
+        lean.gelu(input, approximate, codec=this.config.act_codec, backend=this.config.backend)
+        if known
+        else NotImplemented
+    )
 
 
 def _silu(this: ForwardPass, input: Tensor, inplace: bool = False) -> Tensor:
-    return lean.silu(input, inplace, codec=this.config.act_codec) if _is_dense(input) else NotImplemented
+    return (
+        lean.silu(input, inplace, codec=this.config.act_codec, backend=this.config.backend)
+        if _is_dense(input)
+        else NotImplemented
+    )
 
 
 def _elu(this: ForwardPass, input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    return lean.elu(input, alpha, inplace, codec=this.config.act_codec) if _is_dense(input) else NotImplemented
+    return (
+        lean.elu(input, alpha, inplace, codec=this.config.act_codec, backend=this.config.backend)
+        if _is_dense(input)
+        else NotImplemented
+    )
 
 
 def _elu_(this: ForwardPass, input: Tensor, alpha: float = 1.0) -> Tensor:

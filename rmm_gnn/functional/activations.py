@@ -68,7 +68,12 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False, *
 
 @overridable
 def gelu(
-    x: Tensor, approximate: str = "none", *, codec: str | Codec = "int4", seed: Tensor | int | None = None
+    x: Tensor,
+    approximate: str = "none",
+    *,
+    codec: str | Codec = "int4",
+    seed: Tensor | int | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """``torch.nn.functional.gelu`` that keeps its derivative in a codec.
 
@@ -79,23 +84,32 @@ def gelu(
         approximate: "none" or "tanh".
         codec: How the derivative is kept.
         seed: Decides the rounding; drawn afresh at every call if None.
+        backend: What codes, as in ``RMMConfig``.
 
     Returns:
         The output, of the shape of x.
 
     Raises:
         TypeError: If a gradient is needed and x is not a dense floating-point tensor.
-        ValueError: If ``approximate`` or ``codec`` is unknown.
+        ValueError: If ``approximate``, ``codec`` or ``backend`` is unknown, or ``backend`` does not run on x's device.
+        ImportError: If what ``backend`` needs is not installed.
         RuntimeError: In backward, if it is run with ``create_graph=True``.
     """
     name = {"none": "gelu", "tanh": "gelu_tanh"}[check_choice("approximate", approximate, ("none", "tanh"))]
-    return _activation(x, name, 0.0, codec, seed)
+    return _activation(x, name, 0.0, codec, seed, backend)
 
 
 @overridable
-def silu(x: Tensor, inplace: bool = False, *, codec: str | Codec = "int4", seed: Tensor | int | None = None) -> Tensor:
+def silu(
+    x: Tensor,
+    inplace: bool = False,
+    *,
+    codec: str | Codec = "int4",
+    seed: Tensor | int | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """``torch.nn.functional.silu`` that keeps its derivative in a codec; see ``gelu``."""
-    return returned(x, _activation(x, "silu", 0.0, codec, seed), inplace)
+    return returned(x, _activation(x, "silu", 0.0, codec, seed, backend), inplace)
 
 
 @overridable
@@ -106,14 +120,17 @@ def elu(
     *,
     codec: str | Codec = "int4",
     seed: Tensor | int | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """``torch.nn.functional.elu`` that keeps its derivative in a codec; see ``gelu``."""
-    return returned(x, _activation(x, "elu", float(alpha), codec, seed), inplace)
+    return returned(x, _activation(x, "elu", float(alpha), codec, seed, backend), inplace)
 
 
-def _activation(x: Tensor, name: str, setting: float, codec: str | Codec, seed: Tensor | int | None) -> Tensor:
+def _activation(
+    x: Tensor, name: str, setting: float, codec: str | Codec, seed: Tensor | int | None, backend: str
+) -> Tensor:
     codec = spec_of(codec)
     seed = rounding_seed(x, codec, seed)
     if not needs_grad(x) or x.numel() == 0:
         return rmm_gnn.autograd.activations.ACTIVATIONS[name].function(x, setting)
-    return torch.ops.rmm_gnn.activation(check_floating("x", x), name, setting, codec, seed)[0]
+    return torch.ops.rmm_gnn.activation(check_floating("x", x), name, setting, codec, seed, backend)[0]

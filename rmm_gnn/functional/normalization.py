@@ -76,7 +76,7 @@ def batch_norm(
         codec: How the normalised input, or its sketch, is kept.
         rate: Share of the N rows to keep as a sketch, in (0, 1]; 1 keeps the rows themselves.
         seed: Decides the rounding and the sketch; drawn afresh at every call if None.
-        backend: Which implementation normalises and codes, as in ``RMMConfig``; none does both for a sketch.
+        backend: What normalises and codes, or sketches, as in ``RMMConfig``.
 
     Returns:
         The output, of the shape of x.
@@ -131,6 +131,7 @@ def layer_norm(
     *,
     codec: str | Codec = "int2",
     seed: Tensor | int | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     r"""``torch.nn.functional.layer_norm`` that keeps the normalised input in a codec.
 
@@ -152,13 +153,15 @@ def layer_norm(
         eps: Added to the variance.
         codec: How the normalised input is kept.
         seed: Decides the rounding; drawn afresh at every call if None.
+        backend: What codes, as in ``RMMConfig``.
 
     Returns:
         The output, of the shape of x.
 
     Raises:
         TypeError: If a gradient is needed and x is not a dense floating-point tensor.
-        ValueError: If ``codec`` is unknown.
+        ValueError: If ``codec`` or ``backend`` is unknown, or ``backend`` does not run on x's device.
+        ImportError: If what ``backend`` needs is not installed.
         RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
     """
     codec = spec_of(codec)
@@ -167,7 +170,8 @@ def layer_norm(
     if not needs_grad(x, weight, bias) or x.numel() == 0 or prod(shape) == 0:
         return F.layer_norm(x, shape, weight, bias, eps)
     keep_input = needs_grad(x, weight)
-    return torch.ops.rmm_gnn.layer_norm(check_floating("x", x), shape, weight, bias, eps, codec, keep_input, seed)[0]
+    x = check_floating("x", x)
+    return torch.ops.rmm_gnn.layer_norm(x, shape, weight, bias, eps, codec, keep_input, seed, backend)[0]
 
 
 @overridable
@@ -179,6 +183,7 @@ def rms_norm(
     *,
     codec: str | Codec = "int2",
     seed: Tensor | int | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     r"""``torch.nn.functional.rms_norm`` that keeps the normalised input in a codec.
 
@@ -199,13 +204,16 @@ def rms_norm(
         eps: Added to the mean square; the resolution of the type that torch computes in if None.
         codec: How the normalised input is kept.
         seed: Decides the rounding; drawn afresh at every call if None.
+        backend: What codes, as in ``RMMConfig``.
 
     Returns:
         The output, of the shape of x.
 
     Raises:
         TypeError: If a gradient is needed and x is not a dense floating-point tensor.
-        ValueError: If ``codec`` is unknown, or as torch raises it.
+        ValueError: If ``codec`` or ``backend`` is unknown, ``backend`` does not run on x's device, or as torch raises
+            it.
+        ImportError: If what ``backend`` needs is not installed.
         RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
     """
     codec = spec_of(codec)
@@ -217,4 +225,4 @@ def rms_norm(
         return F.rms_norm(x, shape, weight, eps)
     check_floating("x", x)
     eps = torch.finfo(accumulation_dtype(x.dtype)).eps if eps is None else eps
-    return torch.ops.rmm_gnn.rms_norm(x, shape, weight, eps, codec, seed)[0]
+    return torch.ops.rmm_gnn.rms_norm(x, shape, weight, eps, codec, seed, backend)[0]

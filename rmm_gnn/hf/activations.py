@@ -36,14 +36,22 @@ class LeanGELUActivation(LeanActivation, GELUActivation):
     stands_for: ClassVar[type[Module]] = GELUActivation
 
     def forward(self, input: Tensor) -> Tensor:
-        return lean.gelu(input, codec=self.config.act_codec) if self.training else super().forward(input)
+        return (
+            lean.gelu(input, codec=self.config.act_codec, backend=self.config.backend)
+            if self.training
+            else super().forward(input)
+        )
 
 
 class _LeanGELUTanh(LeanActivation):
     """What the spellings of GELU by a hyperbolic tangent share."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return lean.gelu(input, "tanh", codec=self.config.act_codec) if self.training else super().forward(input)
+        return (
+            lean.gelu(input, "tanh", codec=self.config.act_codec, backend=self.config.backend)
+            if self.training
+            else super().forward(input)
+        )
 
 
 class LeanGELUTanh(_LeanGELUTanh, GELUTanh):
@@ -78,7 +86,7 @@ class LeanQuickGELUActivation(LeanActivation, QuickGELUActivation):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        return lean.silu(1.702 * input, codec=self.config.act_codec) / 1.702
+        return lean.silu(1.702 * input, codec=self.config.act_codec, backend=self.config.backend) / 1.702
 
 
 class LeanSiLUActivation(LeanActivation, SiLUActivation):
@@ -87,7 +95,11 @@ class LeanSiLUActivation(LeanActivation, SiLUActivation):
     stands_for: ClassVar[type[Module]] = SiLUActivation
 
     def forward(self, input: Tensor) -> Tensor:
-        return lean.silu(input, codec=self.config.act_codec) if self.training else super().forward(input)
+        return (
+            lean.silu(input, codec=self.config.act_codec, backend=self.config.backend)
+            if self.training
+            else super().forward(input)
+        )
 
 
 LEAN_ACTIVATIONS: dict[type[Module], type[Module]] = {

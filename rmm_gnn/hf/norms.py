@@ -44,7 +44,14 @@ class _LeanRMSNorm(LeanModule):
     variance_epsilon: float
 
     def _normalized(self, x: Tensor) -> Tensor:
-        return lean.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon, codec=self.config.norm_codec)
+        return lean.rms_norm(
+            x,
+            self.weight.shape,
+            self.weight,
+            self.variance_epsilon,
+            codec=self.config.norm_codec,
+            backend=self.config.backend,
+        )
 
     def extra_repr(self) -> str:
         settings = super().extra_repr()

@@ -78,7 +78,7 @@ class LeanGELU(LeanActivation, torch.nn.GELU):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        return lean.gelu(input, self.approximate, codec=self.config.act_codec)
+        return lean.gelu(input, self.approximate, codec=self.config.act_codec, backend=self.config.backend)
 
 
 class LeanSiLU(LeanActivation, torch.nn.SiLU):
@@ -87,7 +87,7 @@ class LeanSiLU(LeanActivation, torch.nn.SiLU):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        return lean.silu(input, self.inplace, codec=self.config.act_codec)
+        return lean.silu(input, self.inplace, codec=self.config.act_codec, backend=self.config.backend)
 
 
 class LeanELU(LeanActivation, torch.nn.ELU):
@@ -96,4 +96,4 @@ class LeanELU(LeanActivation, torch.nn.ELU):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        return lean.elu(input, self.alpha, self.inplace, codec=self.config.act_codec)
+        return lean.elu(input, self.alpha, self.inplace, codec=self.config.act_codec, backend=self.config.backend)

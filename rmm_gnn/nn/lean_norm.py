@@ -60,7 +60,13 @@ class LeanLayerNorm(LeanModule, torch.nn.LayerNorm):
         if not self.training:
             return super().forward(input)
         return lean.layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps, codec=self.config.norm_codec
+            input,
+            self.normalized_shape,
+            self.weight,
+            self.bias,
+            self.eps,
+            codec=self.config.norm_codec,
+            backend=self.config.backend,
         )
 
     def extra_repr(self) -> str:
@@ -73,7 +79,9 @@ class LeanRMSNorm(LeanModule, torch.nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        return lean.rms_norm(x, self.normalized_shape, self.weight, self.eps, codec=self.config.norm_codec)
+        return lean.rms_norm(
+            x, self.normalized_shape, self.weight, self.eps, codec=self.config.norm_codec, backend=self.config.backend
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, norm_codec={self.config.norm_codec!r}"

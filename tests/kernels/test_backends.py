@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmm_gnn import RMMConfig, compress_activations, rmm_linear
+from rmm_gnn import RMMConfig, compress_activations, kernels, rmm_linear
 from rmm_gnn.functional import anchored_linear, leaky_relu, relu, relu_dropout
 from rmm_gnn.kernels import activations_triton, batch_norm_triton, launching_triton
 from rmm_gnn.nn import LeanBatchNorm1d, LeanDropout, LeanLeakyReLU, LeanReLU, LeanReLUDropout
@@ -77,6 +77,7 @@ def lean_block(backend: str, **settings) -> list[torch.Tensor]:
     out = block(x)
     with compress_activations(config=config):
         out = F.dropout(F.leaky_relu(F.relu(F.batch_norm(out, None, None, training=True)) - 0.1, 0.3), 0.2)
+        out = F.rms_norm(F.silu(F.gelu(F.layer_norm(out, (24,)))), (24,))
     out.square().sum().backward()
     return [out.detach(), x.grad, *(parameter.grad for parameter in block.parameters())]
 
@@ -100,9 +101,10 @@ def test_anchored_gradients_are_the_same(codec, center):
         assert (estimate - exact).norm() < 0.2 * exact.norm()
 
 
-@pytest.mark.parametrize("norm_codec", ["fp32", "int8", "int1"])
-def test_lean_operators_are_the_same(norm_codec):
-    blocks = [lean_block(backend, norm_codec=norm_codec) for backend in ("triton", "torch")]
+@pytest.mark.parametrize("norm_rate", [1.0, 0.5])
+@pytest.mark.parametrize("norm_codec", ["fp32", "int8"])
+def test_lean_operators_are_the_same(norm_codec, norm_rate):
+    blocks = [lean_block(backend, norm_codec=norm_codec, norm_rate=norm_rate) for backend in ("triton", "torch")]
     # A rounded code may fall the other way where sums differ in their last bit.
     tolerance = 1e-4 if norm_codec == "fp32" else 0.02
     for own, other in zip(*blocks, strict=True):
@@ -124,6 +126,16 @@ def test_lean_operators_call_the_kernels(monkeypatch):
     assert set(called) == {
         "relu", "relu_dropout", "dropout", "masked_grad", "encode_normalized", "reduce", "grad_input"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("norm_rate", [1.0, 0.5])
+def test_no_lean_operator_chooses_by_itself(norm_rate, monkeypatch):
+    """Where a backend is asked for, none takes what "auto" would take."""
+    asked, own = set(), kernels.resolve
+    monkeypatch.setattr(kernels, "resolve", lambda backend, *rest: (asked.add(backend), own(backend, *rest))[1])
+    monkeypatch.setattr("rmm_gnn.sketches.count_sketch.resolve", kernels.resolve)
+    lean_block("torch", norm_rate=norm_rate)
+    assert asked == {"torch"}
 
 
 def test_lean_operators_refuse_what_cannot_run(monkeypatch):
