@@ -19,7 +19,7 @@ def relu(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:  # [
         ValueError: If the kernels cannot read ``x``.
     """
     kind = _RELU if negative_slope is None else _LEAKY_RELU
-    out, bits = _activate(x, kind, slope=negative_slope or 0.0)
+    out, bits = _activate(x, kind, slope=0.0 if negative_slope is None else negative_slope)
     return out if x.is_contiguous() else torch.empty_like(x).copy_(out), bits
 
 

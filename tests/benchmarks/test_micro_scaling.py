@@ -111,7 +111,9 @@ def test_dense_sketches_are_measured_where_they_are_bounded(tmp_path, capsys):
     ],
 )
 def test_what_can_be_put_right_exits_2(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(gate, "check", lambda tests, skip: pytest.fail("asked before the arguments were checked"))
+    monkeypatch.setattr(
+        gate, "check", lambda tests, skip, passed_in: pytest.fail("asked before the arguments were checked")
+    )
     assert scaling.main([*SMALL, *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -119,7 +121,7 @@ def test_what_can_be_put_right_exits_2(arguments, message, capsys, monkeypatch):
 def test_nothing_is_measured_where_a_test_fails(tmp_path, capsys, monkeypatch):
     asked = []
 
-    def refuse(tests, skip):
+    def refuse(tests, skip, passed_in):
         asked.append((tests, skip))
         raise BenchmarkError("do not pass")
 
@@ -132,7 +134,7 @@ def test_nothing_is_measured_where_a_test_fails(tmp_path, capsys, monkeypatch):
 
 
 def test_what_passed_its_tests_is_not_marked(capsys, monkeypatch):
-    monkeypatch.setattr(gate, "check", lambda tests, skip: None)
+    monkeypatch.setattr(gate, "check", lambda tests, skip, passed_in: None)
     assert scaling.main(SMALL) == 0
     assert "UNVERIFIED" not in capsys.readouterr().out
 

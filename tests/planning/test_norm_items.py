@@ -58,8 +58,8 @@ def test_variance_is_that_of_what_is_read_back(codec, rate):
             estimate = get_codec(codec).decode(payload, 0, N, C, torch.float32)
         else:
             payload = get_codec(codec).empty(size, C, torch.float32, torch.device("cpu"))
-            encode_sketch(x, x.mean(0), 1 / x.std(0, correction=0), payload, get_codec(codec), size, seed)
-            for rows, tile in iter_estimates(payload, x, get_codec(codec), size, seed, 1 << 20):
+            encode_sketch(x, x.mean(0), 1 / x.std(0, correction=0), payload, get_codec(codec), size, seed, "auto")
+            for rows, tile in iter_estimates(payload, x, get_codec(codec), size, seed, 1 << 20, "auto"):
                 estimate[rows.long()] = tile
         found += float((estimate - normalized).square().mean()) / draws
     assert seen.variance(codec, rate) == pytest.approx(found, rel=0.07)
