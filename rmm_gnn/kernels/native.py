@@ -116,7 +116,9 @@ def library() -> ctypes.CDLL:
 
 def _threads_of_torch() -> int | None:
     """Return the address of ``GOMP_parallel`` in the OpenMP library that torch brought; None without one."""
-    for path in sorted(Path(torch.__file__).with_name("lib").glob("libgomp*")):
+    folder = Path(torch.__file__).parent
+    # Where its wheels have it: for x86 in the package, for ARM beside it.
+    for path in sorted([*folder.glob("lib/libgomp*"), *folder.parent.glob("torch.libs/libgomp*")]):
         try:
             return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value
         except (OSError, AttributeError):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,11 +78,15 @@ raise SystemExit(os.waitpid(child, 0)[1])
 
 
 def test_a_machine_without_the_library_has_its_own_threads(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    (library,) = Path(torch.__file__).with_name("lib").glob("libgomp*")
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
     assert native._threads_of_torch() is None
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "libgomp.so").write_text("not a library")
+    (tmp_path / "torch" / "lib").mkdir(parents=True)
+    (tmp_path / "torch" / "lib" / "libgomp.so").write_text("not a library")
     assert native._threads_of_torch() is None
+    (tmp_path / "torch.libs").mkdir()
+    (tmp_path / "torch.libs" / "libgomp-1.so").symlink_to(library)
+    assert native._threads_of_torch() is not None
 
 
 def test_small_work_is_done_by_one(two_threads):
