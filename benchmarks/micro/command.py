@@ -24,7 +24,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-gate", action="store_true", help="do not run the tests first; the table is marked as unverified"
     )
-    parser.add_argument("--tested-in", metavar="RUN", help="do not run the tests first, which passed in this run")
+    parser.add_argument(
+        "--tested-in", metavar="RUN", help="do not run the tests first: those of the kernels passed in RUN"
+    )
 
 
 def prepare(given: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ def check(tests: Sequence[str], skip: bool, passed_in: str | None = None) -> str
     Args:
         tests: Files or folders under the checkout's root.
         skip: Do not run them.
-        passed_in: Do not run them either; whoever calls says that these, or the tests of the kernels, passed there.
+        passed_in: Do not run them either; names the larger run in which those of the kernels passed.
 
     Returns:
         None, or what to print above the numbers.
@@ -36,7 +36,7 @@ def check(tests: Sequence[str], skip: bool, passed_in: str | None = None) -> str
     if skip:
         return UNVERIFIED
     if passed_in is not None:
-        return f"The tests of what is timed passed just before: {passed_in}."
+        return f"Of the tests, those passed before these numbers: {passed_in}."
     missing = [test for test in tests if not (ROOT / test).exists()]
     if missing:
         raise BenchmarkError(

@@ -190,27 +190,21 @@ def _rms_norm(
 
 def _gelu(this: ForwardPass, input: Tensor, *, approximate: str = "none") -> Tensor:
     known = _is_dense(input) and approximate in ("none", "tanh")
-    return (
-        lean.gelu(input, approximate, codec=this.config.act_codec, backend=this.config.backend)
-        if known
-        else NotImplemented
-    )
+    if not known:
+        return NotImplemented
+    return lean.gelu(input, approximate, codec=this.config.act_codec, backend=this.config.backend)
 
 
 def _silu(this: ForwardPass, input: Tensor, inplace: bool = False) -> Tensor:
-    return (
-        lean.silu(input, inplace, codec=this.config.act_codec, backend=this.config.backend)
-        if _is_dense(input)
-        else NotImplemented
-    )
+    if not _is_dense(input):
+        return NotImplemented
+    return lean.silu(input, inplace, codec=this.config.act_codec, backend=this.config.backend)
 
 
 def _elu(this: ForwardPass, input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    return (
-        lean.elu(input, alpha, inplace, codec=this.config.act_codec, backend=this.config.backend)
-        if _is_dense(input)
-        else NotImplemented
-    )
+    if not _is_dense(input):
+        return NotImplemented
+    return lean.elu(input, alpha, inplace, codec=this.config.act_codec, backend=this.config.backend)
 
 
 def _elu_(this: ForwardPass, input: Tensor, alpha: float = 1.0) -> Tensor:

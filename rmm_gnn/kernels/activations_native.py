@@ -32,7 +32,7 @@ def relu_dropout(x: Tensor, p: float, seed: Tensor) -> tuple[Tensor, Tensor]:  #
     return _activate(x, _RELU_DROPOUT, factor=_factor(x, 1 - p), threshold=_threshold(p), seed=int(seed))
 
 
-def dropout(x: Tensor, p: float, seed: Tensor, first: int = 0) -> Tensor:
+def dropout(x: Tensor, p: float, seed: Tensor, first: int = 0) -> Tensor:  # [*] -> [*]
     """Return dropout of ``x``, the entries from number ``first`` on of the tensor whose mask it is.
 
     Raises:

@@ -28,8 +28,10 @@ def test_a_row_is_a_line_with_spreads_in_place_of_seconds(tmp_path):
     assert len([line for line in text.splitlines() if '"layer"' in line]) == 2 and len(text) < 700
 
 
-def test_nothing_is_written_without_a_name():
+def test_nothing_is_written_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     command.write(argparse.Namespace(out=None), {}, [])
+    assert not list(tmp_path.iterdir())
 
 
 def test_lists_may_be_empty(tmp_path):

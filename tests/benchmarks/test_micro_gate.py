@@ -86,7 +86,7 @@ def test_ratios_are_those_of_a_round():
 
 def test_tests_that_passed_in_a_larger_run_are_named():
     assert gate.check(["tests/absent"], skip=False, passed_in="the nightly run") == (
-        "The tests of what is timed passed just before: the nightly run."
+        "Of the tests, those passed before these numbers: the nightly run."
     )
 
 

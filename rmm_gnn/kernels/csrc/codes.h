@@ -13,10 +13,6 @@ typedef struct {
     int64_t num_columns, group_size, groups, width;
 } coded;
 
-static inline int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 /* Rounded towards minus infinity, or plus infinity where `up`; nan stays nan. */
 static inline float directed_float(double value, int up) {
     float nearest = (float)value;

@@ -23,7 +23,7 @@ static inline const SUM *OF_TYPE(read_row)(const encode_task *task, int64_t row,
 }
 
 /* Least and largest of a run of entries; nan where one is not finite or the range is not. */
-static inline void OF_TYPE(range_of)(const SUM *restrict entries, int64_t count, SUM *least_of, SUM *largest_of) {
+static inline void OF_TYPE(range_of)(const SUM *restrict entries, int64_t count, SUM *lowest, SUM *highest) {
     enum { LANES = 64 / sizeof(SUM) };
     typedef SUM lanes __attribute__((vector_size(64)));
     lanes low, high, odd = {0};
@@ -49,8 +49,8 @@ static inline void OF_TYPE(range_of)(const SUM *restrict entries, int64_t count,
         odd[0] += odd[lane];
     }
     SUM spread = high[0] - low[0];
-    *largest_of = high[0];
-    *least_of = odd[0] == 0 && spread - spread == 0 ? low[0] : (SUM)NAN;
+    *highest = high[0];
+    *lowest = odd[0] == 0 && spread - spread == 0 ? low[0] : (SUM)NAN;
 }
 
 static inline void OF_TYPE(quantise)(const SUM *restrict entries, const SUM *restrict column_noise, SUM row_noise,

@@ -133,8 +133,8 @@ DEFINE_SKETCH(sketch_bf16, uint16_t, float, from_bf16)
  */
 int rmm_count_sketch(const void *matrix, int type, int64_t row_stride, int64_t column_stride, int64_t matrix_rows,
                      const void *selected, int selected_is_wide, int64_t num_rows, int64_t num_columns,
-                     uint32_t side_a, uint32_t side_b, int64_t sketch_size, int64_t start, int64_t stop, uint64_t seed, int threads, void *out,
-                     double *sums, float *ones) {
+                     uint32_t side_a, uint32_t side_b, int64_t sketch_size, int64_t start, int64_t stop, uint64_t seed,
+                     int threads, void *out, double *sums, float *ones) {
     static const share_function functions[] = {sketch_float, sketch_double, sketch_bf16};
     sketch_task task = {.matrix = matrix,
                         .row_stride = row_stride,

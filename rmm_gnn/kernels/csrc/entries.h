@@ -24,6 +24,10 @@ enum { NO_MEMORY = 1, OUT_OF_RANGE = 2 };
  * is that of one addition. */
 enum { BATCH = 256 };
 
+static inline int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
 static inline float from_bf16(uint16_t value) {
     uint32_t bits = (uint32_t)value << 16;
     float result;

@@ -13,12 +13,12 @@ CLONES static int OF_TYPE(relu_tiles)(void *given, int thread, int64_t begin, in
     const int leaky = task->kind == LEAKY_RELU, drops = task->kind == RELU_DROPOUT;
     const stream_key lanes = key_of(task->seed, STREAM_DROPOUT_LANES);
     for (int64_t tile = begin; tile < end; tile++) {
-        const int64_t first = tile * TILE, size = least_of(TILE, task->count - first), width = (size + 7) / 8;
+        const int64_t first = tile * TILE, size = least(TILE, task->count - first), width = (size + 7) / 8;
         const uint32_t tile_word = hash_index((uint32_t)tile, key_of(task->seed, STREAM_DROPOUT));
         uint8_t *restrict bits = task->bits + first / 8;
         memset(bits, 0, (size_t)width);
         for (int plane = 0; plane < 8; plane++) {
-            const int64_t start = plane * width, run = least_of(width, size - start);
+            const int64_t start = plane * width, run = least(width, size - start);
             const ENTRY *restrict in = source + first + start;
             ENTRY *restrict out = target + first + start;
             if (drops)
@@ -54,10 +54,10 @@ CLONES static int OF_TYPE(masked_tiles)(void *given, int thread, int64_t begin, 
     ENTRY *restrict target = task->target;
     const MATH slope = (MATH)task->slope, factor = (MATH)task->factor;
     for (int64_t tile = begin; tile < end; tile++) {
-        const int64_t first = tile * TILE, size = least_of(TILE, task->count - first), width = (size + 7) / 8;
+        const int64_t first = tile * TILE, size = least(TILE, task->count - first), width = (size + 7) / 8;
         const uint8_t *restrict bits = task->bits + first / 8;
         for (int plane = 0; plane < 8; plane++) {
-            const int64_t start = plane * width, run = least_of(width, size - start);
+            const int64_t start = plane * width, run = least(width, size - start);
             const ENTRY *restrict in = source + first + start;
             ENTRY *restrict out = target + first + start;
             if (slope == 0)
@@ -83,7 +83,7 @@ CLONES static int OF_TYPE(dropout_entries)(void *given, int thread, int64_t begi
     const uint32_t threshold = task->threshold;
     const stream_key lanes = key_of(task->seed, STREAM_DROPOUT_LANES);
     while (begin < end) {
-        const int64_t entry = task->first + begin, tile = entry / TILE, stop = least_of(end, begin + TILE - entry % TILE);
+        const int64_t entry = task->first + begin, tile = entry / TILE, stop = least(end, begin + TILE - entry % TILE);
         const uint32_t tile_word = hash_index((uint32_t)tile, key_of(task->seed, STREAM_DROPOUT));
         const uint32_t lane = (uint32_t)(entry % TILE);
         const ENTRY *restrict in = source + begin;

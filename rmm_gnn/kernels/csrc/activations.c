@@ -20,16 +20,12 @@ typedef struct {
     uint8_t *bits; /* [ceil(count / 8)] */
 } mask_task;
 
-static inline int64_t least_of(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 #define TYPE float
 #define ENTRY float
 #define MATH float
 #define LOAD IDENTITY
 #define STORE IDENTITY
-#include "masks_of_type.h"
+#include "activations_of_type.h"
 #undef TYPE
 #undef ENTRY
 #undef MATH
@@ -41,7 +37,7 @@ static inline int64_t least_of(int64_t a, int64_t b) {
 #define MATH double
 #define LOAD IDENTITY
 #define STORE IDENTITY
-#include "masks_of_type.h"
+#include "activations_of_type.h"
 #undef TYPE
 #undef ENTRY
 #undef MATH
@@ -53,7 +49,7 @@ static inline int64_t least_of(int64_t a, int64_t b) {
 #define MATH float
 #define LOAD from_bf16
 #define STORE to_bf16
-#include "masks_of_type.h"
+#include "activations_of_type.h"
 
 static int64_t tiles_of(int64_t count) {
     return (count + TILE - 1) / TILE;
