@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -128,6 +129,15 @@ class MemoryTrack:
         self._left -= 1
         if self._is_cuda:
             self._bytes.append(torch.cuda.max_memory_allocated(self._device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was watched so far, and what is left to watch."""
+        return {name: copy.copy(getattr(self, name)) for name in ("_left", "_step", "_bytes", "_resident")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def record(self) -> dict[str, Any] | None:
         """JSON-able fields; None where nothing was watched."""

@@ -14,6 +14,8 @@ import torch
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.jsonl import FILE, append_record, finished_runs
+from benchmarks.harness.out_folder import out_folder
+from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints
 from benchmarks.text import synthetic
 from benchmarks.text.config import TextSweep
 from benchmarks.text.data import encode, load
@@ -36,7 +38,8 @@ _PACKAGES = (
 def run_sweep(sweep: TextSweep) -> int:
     """Load data and model, train every run that has no record yet, write tables and picture.
 
-    Nothing is written before the first run has finished, so that a command that cannot work leaves no folder.
+    Nothing is written before the first run's first checkpoint or record, so that a command that cannot work leaves no
+    folder.
 
     Args:
         sweep: The resolved configuration.
@@ -54,6 +57,7 @@ def run_sweep(sweep: TextSweep) -> int:
     _check(sweep, device)
     out = sweep.out_dir()
     done = finished_runs(out, SCHEMA, resume=sweep.resume)
+    check_unfinished(out, resume=sweep.resume)
     if sweep.threads is not None:
         torch.set_num_threads(sweep.threads)
     asked: list[tuple[TaskData, ModelSource, list[TextRun]]] = []
@@ -72,20 +76,25 @@ def run_sweep(sweep: TextSweep) -> int:
         print(f"{len(runs) - left} of {len(runs)} runs are recorded in {out}.", file=sys.stderr)
     print(f"GLUE {' '.join(sweep.task)}, {asked[0][1].title}: {left} runs on {device}", file=sys.stderr)
     where, code, number = environment.describe(device, _PACKAGES), 0, 0
-    try:
-        for data, source, of_task in asked:
-            todo = [run for run in of_task if run.key not in done]
-            prepared = _prepare(data, source, sweep.max_length) if todo else None
-            for run in todo:
-                assert prepared is not None
-                number += 1
-                result = train(run, prepared, position=f"[{number}/{left}]")
-                done[run.key] = make_record(run, prepared, where, result)
-                append_record(out, done[run.key])
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. Finished runs are kept; continue with --resume --out {out}", file=sys.stderr)
-        code = INTERRUPTED
-    _show(runs, done, out)
+    with out_folder(out):
+        clear_checkpoints(out, done)
+        try:
+            for data, source, of_task in asked:
+                todo = [run for run in of_task if run.key not in done]
+                prepared = _prepare(data, source, sweep.max_length) if todo else None
+                for run in todo:
+                    assert prepared is not None
+                    number += 1
+                    checkpoints = RunCheckpoints(out, run.key, every=sweep.checkpoint_every, resume=sweep.resume)
+                    result = train(run, prepared, position=f"[{number}/{left}]", checkpoints=checkpoints)
+                    record = make_record(run, prepared, where, result)
+                    append_record(out, record)
+                    checkpoints.remove()
+                    done[run.key] = record
+        except KeyboardInterrupt:
+            print(f"\nInterrupted. Finished runs are kept; continue with --resume --out {out}", file=sys.stderr)
+            code = INTERRUPTED
+        _show(runs, done, out)
     return code
 
 
