@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.harness.datasets.base import NodeDataset
+from benchmarks.harness.errors import writing
+from benchmarks.harness.files import write_text
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.task import Task
@@ -51,7 +53,8 @@ def write_ledger(run: RunConfig, dataset: NodeDataset, folder: Path) -> list[Pat
     model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
     report = memory_report(_InContext(model, run, task), *task.inputs, loss_fn=task.loss_fn)
     paths = [folder / f"{ledger_stem(run)}{suffix}" for suffix in (".txt", ".json", ".png")]
-    paths[0].write_text(f"{report}\n")
-    paths[1].write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-    report.plot(paths[2])
+    write_text(paths[0], f"{report}\n")
+    write_text(paths[1], json.dumps(report.to_dict(), indent=1) + "\n")
+    with writing(paths[2]):
+        report.plot(paths[2])
     return paths

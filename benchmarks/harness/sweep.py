@@ -11,6 +11,7 @@ from benchmarks.harness import datasets, environment
 from benchmarks.harness.config import Sweep
 from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.files import write_text
 from benchmarks.harness.frontier import plot_frontier
 from benchmarks.harness.jsonl import FILE, append_record, finished_runs
 from benchmarks.harness.methods import METHODS
@@ -98,7 +99,7 @@ def _show(runs: list[RunConfig], done: dict[str, dict], out: Path) -> None:
     text = format_report(records)
     if len(records) < len(runs):
         text += f"- Incomplete: {len(records)} of {len(runs)} runs.\n"
-    (out / "table.md").write_text(text)
+    write_text(out / "table.md", text)
     pictures = [draw(records, out).name for draw in (plot_accuracy, plot_frontier)]
     pictures += [path.name for path in plot_noise(records, out)]
     print(f"\n{text}\nWrote {', '.join([FILE, 'table.md', *pictures])} in {out}")

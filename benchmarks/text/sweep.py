@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.files import write_text
 from benchmarks.harness.jsonl import FILE, append_record, finished_runs
 from benchmarks.harness.out_folder import out_folder
 from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints
@@ -151,6 +152,6 @@ def _show(runs: list[TextRun], done: dict[str, dict[str, Any]], out: Path) -> No
     text = format_report(records)
     if len(records) < len(runs):
         text += f"- Incomplete: {len(records)} of {len(runs)} runs.\n"
-    (out / "report.md").write_text(text)
+    write_text(out / "report.md", text)
     picture = plot_curves(records, out)
     print(f"\n{text}\nWrote {FILE}, report.md, {picture.name} in {out}")
