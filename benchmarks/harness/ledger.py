@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ from benchmarks.harness.methods import METHODS
 from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.task import Task
 from benchmarks.harness.train import build_model
+
+if TYPE_CHECKING:
+    from rmm_gnn import MemoryReport
 
 
 class _InContext(nn.Module):
@@ -36,6 +39,20 @@ def ledger_stem(run: RunConfig) -> str:
     return "ledger-" + re.sub(r"[^\w.]+", "-", run.label).strip("-")
 
 
+def measure_ledger(run: RunConfig, dataset: NodeDataset) -> MemoryReport:
+    """Measure one step of a freshly initialised model.
+
+    Args:
+        run: Any run of the row.
+        dataset: The data, on the run's device.
+    """
+    from rmm_gnn import memory_report
+
+    task = Task.of(dataset, dataset.split_for(run.seed).to(run.device))
+    model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
+    return memory_report(_InContext(model, run, task), *task.inputs, loss_fn=task.loss_fn)
+
+
 def write_ledger(run: RunConfig, dataset: NodeDataset, folder: Path) -> list[Path]:
     """Measure one step of a freshly initialised model and write text, JSON and picture.
 
@@ -47,11 +64,7 @@ def write_ledger(run: RunConfig, dataset: NodeDataset, folder: Path) -> list[Pat
     Returns:
         The files written.
     """
-    from rmm_gnn import memory_report
-
-    task = Task.of(dataset, dataset.split_for(run.seed).to(run.device))
-    model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
-    report = memory_report(_InContext(model, run, task), *task.inputs, loss_fn=task.loss_fn)
+    report = measure_ledger(run, dataset)
     paths = [folder / f"{ledger_stem(run)}{suffix}" for suffix in (".txt", ".json", ".png")]
     write_text(paths[0], f"{report}\n")
     write_text(paths[1], json.dumps(report.to_dict(), indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from benchmarks.harness.frontier import plot_frontier
 from benchmarks.harness.jsonl import FILE, append_record, finished_runs
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.out_folder import out_folder
+from benchmarks.harness.out_of_memory import explain, report_out_of_memory
 from benchmarks.harness.plots import plot_accuracy, plot_noise
 from benchmarks.harness.records import SCHEMA, make_record
 from benchmarks.harness.report import format_report
@@ -24,6 +26,7 @@ from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.train import train
 
 INTERRUPTED = 130
+OUT_OF_MEMORY = 2
 
 
 def run_sweep(sweep: Sweep) -> int:
@@ -36,7 +39,7 @@ def run_sweep(sweep: Sweep) -> int:
         sweep: The resolved configuration.
 
     Returns:
-        Exit code: 0, or 130 after Ctrl-C.
+        Exit code: 0, 2 where a run did not fit into memory, or 130 after Ctrl-C.
 
     Raises:
         BenchmarkError: When the user has something to put right.
@@ -68,7 +71,17 @@ def run_sweep(sweep: Sweep) -> int:
         try:
             for number, run in enumerate(todo, start=1):
                 checkpoints = RunCheckpoints(out, run.key, every=sweep.checkpoint_every, resume=sweep.resume)
-                result = train(run, on_device, position=f"[{number}/{len(todo)}]", checkpoints=checkpoints)
+                position = f"[{number}/{len(todo)}]"
+                try:
+                    result = train(run, on_device, position=position, checkpoints=checkpoints)
+                except torch.OutOfMemoryError as error:
+                    said = str(error)
+                else:
+                    said = None
+                if said is not None:  # out of the handler: the error holds what the run held
+                    name, code = f"{position} {run.label} seed {run.seed}", OUT_OF_MEMORY
+                    report_out_of_memory(name, said, partial(explain, run, dataset))
+                    continue
                 record = make_record(run, dataset, where, result)
                 append_record(out, record)
                 checkpoints.remove()

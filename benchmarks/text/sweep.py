@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.files import write_text
 from benchmarks.harness.jsonl import FILE, append_record, finished_runs
 from benchmarks.harness.out_folder import out_folder
+from benchmarks.harness.out_of_memory import report_out_of_memory
 from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints
 from benchmarks.text import synthetic
 from benchmarks.text.config import TextSweep
@@ -24,6 +26,7 @@ from benchmarks.text.examples import TaskData
 from benchmarks.text.methods import rmm_config
 from benchmarks.text.models import ModelSource, open_model
 from benchmarks.text.noise import probed_layer
+from benchmarks.text.out_of_memory import explain
 from benchmarks.text.plots import plot_curves
 from benchmarks.text.records import SCHEMA, make_record
 from benchmarks.text.report import format_report
@@ -31,6 +34,7 @@ from benchmarks.text.run_config import TextRun
 from benchmarks.text.train import Prepared, build_model, train
 
 INTERRUPTED = 130
+OUT_OF_MEMORY = 2
 _PACKAGES = (
     "rmm-gnn", "torch", "transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "triton"
 )  # fmt: skip
@@ -46,7 +50,7 @@ def run_sweep(sweep: TextSweep) -> int:
         sweep: The resolved configuration.
 
     Returns:
-        Exit code: 0, or 130 after Ctrl-C.
+        Exit code: 0, 2 where a run did not fit into memory, or 130 after Ctrl-C.
 
     Raises:
         BenchmarkError: When the user has something to put right.
@@ -87,7 +91,17 @@ def run_sweep(sweep: TextSweep) -> int:
                     assert prepared is not None
                     number += 1
                     checkpoints = RunCheckpoints(out, run.key, every=sweep.checkpoint_every, resume=sweep.resume)
-                    result = train(run, prepared, position=f"[{number}/{left}]", checkpoints=checkpoints)
+                    position = f"[{number}/{left}]"
+                    try:
+                        result = train(run, prepared, position=position, checkpoints=checkpoints)
+                    except torch.OutOfMemoryError as error:
+                        said = str(error)
+                    else:
+                        said = None
+                    if said is not None:  # out of the handler: the error holds what the run held
+                        name, code = f"{position} {run.label} seed {run.seed}", OUT_OF_MEMORY
+                        report_out_of_memory(name, said, partial(explain, run, prepared))
+                        continue
                     record = make_record(run, prepared, where, result)
                     append_record(out, record)
                     checkpoints.remove()

@@ -18,7 +18,7 @@ from benchmarks.harness.resumable import Resumable
 from benchmarks.text.batches import endless_batches
 from benchmarks.text.data import Encoded
 from benchmarks.text.evaluate import evaluate, loss_of
-from benchmarks.text.memory import STEP_PEAK, MemoryTrack, StepMemory, measure_step
+from benchmarks.text.memory import STEP_PEAK, MemoryTrack, StepMemory, ledger_of, measure_step
 from benchmarks.text.methods import apply_method
 from benchmarks.text.models import ModelSource
 from benchmarks.text.noise import NoiseTrack
@@ -26,6 +26,7 @@ from benchmarks.text.precision import Precision
 from benchmarks.text.run_config import TextRun
 from benchmarks.text.schedule import lr_factor
 from benchmarks.text.tasks import TASKS
+from rmm_gnn import MemoryReport
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,9 +215,21 @@ class FineTuning:
         seen.since.zero_()
 
 
+def measure_ledger(run: TextRun, data: Prepared) -> tuple[MemoryReport, int]:
+    """What a step on the first examples of the file keeps, tensor by tensor, and the number of trained parameters."""
+    model, forward = build_model(run, data.source)
+    inputs, targets = _first(run, data.train)
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return ledger_of(model.train(), forward, inputs, lambda logits: loss_of(TASKS[run.task], logits, targets)), count
+
+
+def _first(run: TextRun, split: Encoded) -> tuple[dict[str, Tensor], Tensor]:
+    """The first examples of the file: the same batch in every row and for every seed."""
+    return split.batch(list(range(min(run.batch_size, len(split)))), torch.device(run.device))
+
+
 def _step_memory(
     run: TextRun, model: nn.Module, forward: Callable[[dict[str, Tensor]], Tensor], split: Encoded
 ) -> StepMemory:
-    """Of the first examples of the file: the same batch in every row and for every seed."""
-    inputs, targets = split.batch(list(range(min(run.batch_size, len(split)))), torch.device(run.device))
+    inputs, targets = _first(run, split)
     return measure_step(model.train(), forward, inputs, lambda logits: loss_of(TASKS[run.task], logits, targets))
