@@ -14,6 +14,7 @@ from rmm_gnn.codecs.stochastic import StochasticCodec
 
 __all__ = ["CAST_DTYPES", "CODECS", "CastCodec", "Codec", "NormCoding", "StochasticCodec", "get_codec", "row_tiles"]
 
+#: What makes the codec of each name.
 CODECS: dict[str, Callable[..., Codec]] = {
     **{name: partial(CastCodec, name, dtype) for name, dtype in CAST_DTYPES.items()},
     "int8": partial(StochasticCodec, 8),

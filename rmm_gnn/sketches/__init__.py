@@ -36,6 +36,7 @@ __all__ = [
     "get_sketch",
 ]
 
+#: The family of each name.
 FAMILIES: dict[str, type[Sketch]] = {
     "block_rademacher": BlockRademacherSketch,
     "count_sketch": CountSketch,
