@@ -14,7 +14,7 @@ PAGES = [
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
     *sorted((ROOT / "benchmarks").rglob("README.md")),
 ]
-_LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
+_LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
 def prose(text: str) -> str:
