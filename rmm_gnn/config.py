@@ -14,7 +14,7 @@ from rmm_gnn._validation import check_bool, check_positive_int, check_rate
 from rmm_gnn.codecs import CODECS, Codec, get_codec
 from rmm_gnn.kernels import check_backend
 from rmm_gnn.kernels.reference import accumulation_dtype
-from rmm_gnn.sketches import DEFAULT_WORKSPACE_BYTES, Sketch, from_spec, get_sketch
+from rmm_gnn.sketches import DEFAULT_WORKSPACE_BYTES, FAMILIES, Sketch, from_spec, get_sketch
 
 DEFAULT_RATE = 0.1
 
@@ -167,7 +167,11 @@ class RMMConfig:
     @staticmethod
     def from_spec(spec: str) -> RMMConfig:
         """Rebuild the config behind ``spec``; settings of other operators have their defaults."""
-        return _from_spec(spec)
+        config = _from_spec(spec)
+        if FAMILIES.get(config.family.name) is not type(config.family):  # defined anew since
+            _from_spec.cache_clear()
+            config = _from_spec(spec)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, for records."""

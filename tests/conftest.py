@@ -90,8 +90,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"fail when a test is skipped for any reason but: {', '.join(ALLOWED_REASONS)}",
     )
 
+    parser.addoption(
+        "--sketch-file",
+        metavar="FILE",
+        help="hold the families in the dictionary CASES of this file to the laws of tests/sketches, too; "
+        "the file has to register them; -k given runs these alone",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--sketch-file"):
+        from tests.sketches import cases
+
+        cases.add_cases_of(config.getoption("--sketch-file"))
     if config.getoption("--fail-on-skip"):
         config.pluginmanager.register(SkipPolicy(), "skip-policy")
     # The default expression stands in pyproject.toml. One given on the command line is taken as it is.

@@ -5,19 +5,23 @@ import dataclasses
 import importlib.util
 import json
 import pickle
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from rmm_gnn import RMMConfig, SORSSketch
-from rmm_gnn.codecs import CastCodec, StochasticCodec
+from rmm_gnn.codecs import CODECS, CastCodec, StochasticCodec, get_codec
 from rmm_gnn.config import resolve_config
 from rmm_gnn.sketches import (
+    FAMILIES,
     BlockRademacherSketch,
+    CountSketch,
     ImportanceSamplingSketch,
     NormSamplingSketch,
     RowSamplingSketch,
+    from_spec,
     get_sketch,
 )
 
@@ -251,3 +255,32 @@ def test_replace_says_how():
 def test_a_codec_that_its_name_does_not_lead_back_to_is_refused(codec):
     with pytest.raises(ValueError, match="'codec' must be a registered codec"):
         RMMConfig(codec=codec)
+
+
+def test_a_family_that_is_defined_anew_takes_the_place_of_the_old_one(monkeypatch):
+    """As in a notebook, where a cell that defines and registers a family runs again."""
+
+    def define():
+        @dataclasses.dataclass(frozen=True)
+        class Mine(CountSketch):
+            name: ClassVar[str] = "mine"
+
+        monkeypatch.setitem(FAMILIES, "mine", Mine)
+        return Mine
+
+    for _ in range(2):
+        family = define()
+        config = RMMConfig(sketch=family())
+        assert type(from_spec(config.family.spec)) is family
+        assert type(RMMConfig.from_spec(config.spec).family) is family  # what an operator applies
+
+
+def test_a_codec_that_is_defined_anew_takes_the_place_of_the_old_one(monkeypatch):
+    for _ in range(2):
+
+        class Mine(CastCodec):
+            pass
+
+        monkeypatch.setitem(CODECS, "mine", lambda kind=Mine: kind("mine", torch.bfloat16))
+        assert type(get_codec("mine")) is Mine
+        assert RMMConfig(codec=Mine("mine", torch.bfloat16)).codec == "mine"

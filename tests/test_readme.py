@@ -1,19 +1,19 @@
 """The README's examples run as they stand, and the files it names exist."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+from tests.docs.pages import README, ROOT, named_files, python_blocks, run
+
+BLOCKS = python_blocks(README)
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_python_blocks_run(number, tmp_path, monkeypatch):
+    """Each by itself: a reader of the README copies one of them."""
     monkeypatch.chdir(tmp_path)  # some write files
-    exec(compile(BLOCKS[number], f"README.md, block {number}", "exec"), {})
+    run(BLOCKS[number], {}, f"README.md, block {number}")
 
 
 def test_there_are_examples():
@@ -21,19 +21,20 @@ def test_there_are_examples():
 
 
 def test_nothing_is_left_to_be_filled_in():
-    assert not re.findall(r"^[A-Z]+_[A-Z_]+$", README, flags=re.MULTILINE)
+    assert not re.findall(r"^[A-Z]+_[A-Z_]+$", README.read_text(), flags=re.MULTILINE)
 
 
 def test_named_files_exist():
-    named = re.findall(r"(?:bash|python) ((?:scripts|benchmarks)/[\w/]+\.(?:sh|py))", README)
-    named += re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README)
+    named = named_files(README) + re.findall(r"\]\(((?!https?:|#)[^)#]+)", README.read_text())
     assert named
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
 
 
-def test_every_family_has_a_row():
+def test_every_family_has_a_name_and_a_row():
     from rmm_gnn.sketches import FAMILIES
 
-    for name, family in FAMILIES.items():
-        assert f'"{name}"' in README or family.__name__ in README
+    table = (ROOT / "docs" / "what_is_kept.md").read_text()
+    for name in FAMILIES:
+        assert f'"{name}"' in README.read_text()
+        assert f'\n| `"{name}"`' in table

@@ -14,6 +14,7 @@ from rmm_gnn.codecs.stochastic import StochasticCodec
 
 __all__ = ["CAST_DTYPES", "CODECS", "CastCodec", "Codec", "NormCoding", "StochasticCodec", "get_codec", "row_tiles"]
 
+#: What makes the codec of each name.
 CODECS: dict[str, Callable[..., Codec]] = {
     **{name: partial(CastCodec, name, dtype) for name, dtype in CAST_DTYPES.items()},
     "int8": partial(StochasticCodec, 8),
@@ -37,13 +38,12 @@ def get_codec(codec: str | Codec, argument: str = "codec") -> Codec:
     given: Any = codec
     if not isinstance(given, str):  # the cache below could not even look up a list
         check_choice(argument, given, CODECS)
-    return _from_spec(given, argument)
+    name, _, text = given.partition(":")
+    return _made(CODECS[check_choice(argument, name, CODECS)], name, text, argument)
 
 
 @lru_cache(maxsize=256)
-def _from_spec(spec: str, argument: str) -> Codec:
-    name, _, text = spec.partition(":")
-    make = CODECS[check_choice(argument, name, CODECS)]
+def _made(make: Callable[..., Codec], name: str, text: str, argument: str) -> Codec:
     settings: dict[str, Any] = {}
     for setting in filter(None, text.split(",")):
         key, _, value = setting.partition("=")

@@ -55,7 +55,7 @@ class Codec(ABC):
         *,
         backend: str = "auto",
     ) -> Tensor:
-        """Return rows [start, stop) of the stored matrix [*, num_columns] as ``dtype``, a tensor of its own or a view.
+        """Return rows [start, stop) of the stored matrix as ``dtype`` [stop - start, num_columns], its own or a view.
 
         The caller must not write to it.
         """

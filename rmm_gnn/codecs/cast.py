@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmm_gnn.codecs.base import Codec
 
-# Names in the registry; None keeps the type that comes.
+# Type of the storage of each name; None keeps the type that comes.
 CAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

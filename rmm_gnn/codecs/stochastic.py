@@ -34,8 +34,8 @@ class StochasticCodec(Codec):
     *Rounding of offset and step.*  The offset is the group's minimum rounded *down* to bfloat16, the step is
     (max - o)/(2^b - 1) rounded *up*.  Encoding and decoding use the rounded numbers, and every value lies within the
     range they span, so nothing is clamped and the rounding of o and s costs a slightly wider step, never a bias.
-    Where a row's range is small beside its magnitude the step widens to about 2^-7 |min| / (2^b - 1): ``scale="fp32"``
-    serves such data.
+    Where a row's range is small beside its magnitude the step widens to about ``2^-7 |min| / (2^b - 1)``:
+    ``scale="fp32"`` serves such data.
 
     *Randomness.*  :math:`u_{ij} = \mathrm{frac}(r_i + c_j)` with r and c hashed from the seed's rounding streams: B + N
     hashes for a matrix, not B N.  Each entry is uniform, any two entries are independent (r_i cancels in no pair), and

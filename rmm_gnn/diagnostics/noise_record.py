@@ -16,7 +16,7 @@ class NoiseRecord:
         sketch_size: k.
         kept: What is kept of X: "sketch"; "code", all of it in a codec; "whole", X as it is, where the variances are
             those that a sketch would bring; or "held", X by the caller in any case.
-        gradient_square: |X^T Y|^2, the signal.
+        gradient_square: ``|X^T Y|^2``, the signal.
         sgd_variance: From the choice of samples (9); nan for a single row.
         sketch_variance: From S.
         rounding_variance: From the codecs.
@@ -50,5 +50,5 @@ class NoiseRecord:
 
     @property
     def relative_noise(self) -> float:
-        """D2_RMM over the square of the gradient: noise to signal."""
+        """Noise to signal, D2_RMM over the square of the gradient."""
         return self.rmm_variance / self.gradient_square if self.gradient_square else float("inf")

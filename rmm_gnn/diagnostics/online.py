@@ -43,8 +43,8 @@ def estimate_moments(
         x_sketch: S^T X, S of ``CountSketch``.
         grad_sketch: S^T Y under the same seed.
         num_rows: B.
-        a: |X|^2 |Y|^2 where it is known; goes with ``d``.
-        d: sum_i |x_i|^2 |y_i|^2 where it is known.
+        a: ``|X|^2 |Y|^2`` where it is known; goes with ``d``.
+        d: ``sum_i |x_i|^2 |y_i|^2`` where it is known.
 
     Returns:
         The estimates, float64 scalars; they can be negative.

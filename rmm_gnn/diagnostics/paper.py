@@ -46,8 +46,8 @@ def paper_ratio_bound(x: Tensor, grad_output: Tensor, sketch_size: int) -> Tenso
     .. math::
         \frac{D^2_{RMM}}{D^2_{SGD}} \le \frac{B - 1}{k} \cdot \frac{\alpha + 1}{\alpha}
 
-    The last step of the proof (A.3) loses a term 2 |X|^2 |Y|^2.  Counterexample: x_i = t_i u and y_i = v / t_i.  Every
-    sample then has the same gradient, so D_SGD is 0, the sketch still adds noise, and the right side is finite.
+    The last step of the proof (A.3) loses a term ``2 |X|^2 |Y|^2``.  Counterexample: x_i = t_i u and y_i = v / t_i.
+    Every sample then has the same gradient, so D_SGD is 0, the sketch still adds noise, and the right side is finite.
 
     Args:
         x: Input of the layer.

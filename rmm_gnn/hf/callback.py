@@ -29,9 +29,9 @@ except ImportError as error:
 class RMMTrainerCallback(TrainerCallback):
     """Adds to the logs of ``Trainer`` what is kept for backward, the noise of it, and the memory's peak.
 
-    ==========================  ====================================================================================
+    =========================== ====================================================================================
     entry of the log            what it is
-    ==========================  ====================================================================================
+    =========================== ====================================================================================
     ``rmm_saved_bytes``         kept for backward when forward has ended, parameters and inputs excepted
     ``rmm_compressed_bytes``    the part that layers and functions of this library keep
     ``rmm_noise_to_signal``     D2_RMM over the square of the gradient, of all layers that keep sketches together
@@ -39,7 +39,7 @@ class RMMTrainerCallback(TrainerCallback):
     ``rmm_peak_bytes``          on CUDA: the allocator's peak in the step, optimizer included
     ``rmm_peak_resident_bytes`` on CPU under Linux: the process's, all that it holds included
     ``rmm_mean_rate``           with a controller: the mean of the layers' rates
-    ==========================  ====================================================================================
+    =========================== ====================================================================================
 
     The noise is what a ``GradientProbe`` measures, and no random number of the run is drawn: the run is the one without
     the callback, losses in its logs included.  In mode "sketch" no input is held, and the square of the gradient is an

@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def noise(self) -> float:
-        """Noise to signal of a weight gradient, E|G - Y^T X|^2 / |Y^T X|^2, on average over the weights."""
+        """Noise to signal of a weight gradient, ``E|G - Y^T X|^2 / |Y^T X|^2``, on average over the weights."""
         return sum(row.noise for row in self.rows) / self.num_weights
 
     def scaled(self, factor: float) -> Plan:

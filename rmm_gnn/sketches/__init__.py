@@ -36,6 +36,7 @@ __all__ = [
     "get_sketch",
 ]
 
+#: The family of each name.
 FAMILIES: dict[str, type[Sketch]] = {
     "block_rademacher": BlockRademacherSketch,
     "count_sketch": CountSketch,
@@ -67,8 +68,16 @@ def get_sketch(sketch: str | Sketch) -> Sketch:
     return FAMILIES[check_choice("sketch", sketch, FAMILIES)]()
 
 
-@lru_cache(maxsize=256)
 def from_spec(spec: str) -> Sketch:
     """Rebuild a family from its ``Sketch.spec`` string."""
+    family = _from_spec(spec)
+    if FAMILIES.get(family.name) is not type(family):  # defined anew since, as in a notebook whose cell ran twice
+        _from_spec.cache_clear()
+        family = _from_spec(spec)
+    return family
+
+
+@lru_cache(maxsize=256)
+def _from_spec(spec: str) -> Sketch:
     settings = json.loads(spec)
     return FAMILIES[settings.pop("name")](**settings)

@@ -200,12 +200,12 @@ class Sketch(ABC):
 
     @property
     def depends_on_data(self) -> bool:
-        """Whether S depends on more than the seed: on the state that ``prepare`` makes of the data."""
+        """Whether S depends on more than the seed, on the state that ``prepare`` makes of the data."""
         return type(self).empty_state is not Sketch.empty_state
 
     @property
     def variance_follows_from_moments(self) -> bool:
-        """Whether a, c, d and the sizes decide the variance: whether ``variance_of_moments`` has a formula."""
+        """Whether ``variance_of_moments`` has a formula, which is where a, c, d and the sizes decide the variance."""
         return type(self).variance_of_moments is not Sketch.variance_of_moments
 
     def variance_of_moments(self, m: Moments, num_rows: int, sketch_size: int) -> Tensor | None:

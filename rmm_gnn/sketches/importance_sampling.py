@@ -32,10 +32,11 @@ class Chances(NamedTuple):
 
 @dataclass(frozen=True)
 class ImportanceSamplingSketch(SampledRows):
-    r"""Draw rows with probability q_i by weights w_i = |x_i| n_i, n_i the norm of row i of ``grad_output`` a step ago.
+    r"""Draw rows by weights :math:`w_i = |x_i| n_i`, with n_i the norm of row i of ``grad_output`` a step ago.
 
-    The variance of row sampling is least for :math:`q_i \sim |x_i| |y_i|`, but y_i is not known in forward.  Where
-    every step sees the same rows, as in full-batch training, the norms n_i of the step before stand in for |y_i|.
+    The variance of row sampling is least for probabilities :math:`q_i \sim |x_i| |y_i|`, but y_i is not known in
+    forward.  Where every step sees the same rows, as in full-batch training, the norms n_i of the step before stand in
+    for :math:`|y_i|`.
 
     C rows T of largest weight are kept as they are, with certainty; the other k - C rows of the sketch are drawn with
     replacement from the rest R of the rows and divided by :math:`\sqrt{(k - C) q_i}`:

@@ -14,7 +14,7 @@ _TILE_BYTES = 1 << 24
 
 
 class Moments(NamedTuple):
-    """float64 scalars: a = |X|^2 |Y|^2, c = |X^T Y|_F^2, d = sum_i |x_i|^2 |y_i|^2."""
+    """float64 scalars: ``a = |X|^2 |Y|^2``, ``c = |X^T Y|_F^2``, ``d = sum_i |x_i|^2 |y_i|^2``."""
 
     a: Tensor
     c: Tensor

@@ -1,5 +1,9 @@
 """The configured families that the conformance suite runs every law on.  A family without a case fails a test."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import torch
 
 from rmm_gnn.sketches import (
@@ -45,3 +49,13 @@ def norms_for(family, num_rows):
 
 def state_of(family, x, seed, sketch_size):
     return family.prepare(x, None, seed, sketch_size, 2**20, norms_for(family, x.shape[0]))
+
+
+def add_cases_of(file):
+    """Add what the file has in its ``CASES``, as ``given-<name>``; `--sketch-file` calls this."""
+    name = Path(file).stem
+    spec = importlib.util.spec_from_file_location(name, file)
+    # Pickle looks classes up by the name of their module.
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    CASES.update({f"given-{case}": family for case, family in module.CASES.items()})

@@ -53,7 +53,7 @@ def exact_elu(x: Tensor, alpha: float = 1.0, *, bits: int | None = DEFAULT_BITS)
     slope, which is not linear in it, is not.  Every call draws a seed, whether or not grad mode is on.
 
     Args:
-        x: Input [*, C]; the last dimension shares an offset and a step.
+        x: Input [..., C]; the last dimension shares an offset and a step.
         alpha: Value at minus infinity, negated.
         bits: 1, 2, 4, 8, or None to keep the type of the input.
 

@@ -47,7 +47,7 @@ def exact_batch_norm(
     Where PyTorch normalises by the running statistics, or no gradient is wanted, this is its function.
 
     Args:
-        x: Input; more than two dimensions are normalised as rows [B *, C].
+        x: Input; more than two dimensions are normalised as rows [B..., C].
         running_mean: Changed in place, or None.
         running_var: Changed in place, or None.
         weight: Scale, or None.
