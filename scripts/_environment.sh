@@ -53,20 +53,22 @@ torch_version() {
 }
 
 install_package() {
-    local extras="$1" stamp="$2" constraints="$3"
+    local extras="$1" stamp="$2" constraints="$3" given="$4" version="$TORCH_VERSION"
+    [[ -z "$given" ]] || version="$(sed -n 's/^torch==//p' "$given")"
 
     python -m pip install --quiet --upgrade pip || say "pip could not be upgraded; going on with the installed one"
 
     # First of all: any later resolution would pull the newest torch, a CUDA build of several GB. With a GPU that is
     # the right thing; a torch that is already there is left alone.
     if [[ -z "$(torch_version)" ]] && ! nvidia-smi -L >/dev/null 2>&1; then
-        say "No NVIDIA GPU found: installing torch $TORCH_VERSION"
-        python -m pip install "torch==$TORCH_VERSION"
+        say "No NVIDIA GPU found: installing torch $version"
+        python -m pip install "torch==$version"
     fi
 
     # Hold the installed torch, so that a conflict is an error and never an exchange of torch.
     : >"$constraints"
-    [[ -z "$(torch_version)" ]] || echo "torch==$(torch_version)" >"$constraints"
+    [[ -z "$given" ]] || sed '/^torch==/d' "$given" >"$constraints"
+    [[ -z "$(torch_version)" ]] || echo "torch==$(torch_version)" >>"$constraints"
 
     say "Installing rmm_gnn[$extras]"
     python -m pip install --quiet --constraint "$constraints" --editable "${REPO_ROOT}[$extras]"
@@ -108,12 +110,13 @@ is_installed() {
     return 1
 }
 
+# With a second argument, a file of constraints for pip, these releases are installed; its line `torch==` is needed.
 prepare_environment() {
-    local extras="$1" prefix
+    local extras="$1" given="${2:-}" prefix
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     activate_environment
     prefix="$(python -c 'import sys; print(sys.prefix)')"
     if ! is_installed "$extras" "$prefix"; then
-        install_package "$extras" "$prefix/rmm_gnn-${extras//,/-}.stamp" "$prefix/rmm_gnn-constraints.txt"
+        install_package "$extras" "$prefix/rmm_gnn-${extras//,/-}.stamp" "$prefix/rmm_gnn-constraints.txt" "$given"
     fi
 }

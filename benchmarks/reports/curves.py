@@ -12,18 +12,19 @@ from benchmarks.reports.rows import Record
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, mean, standard deviation; [n] each
 
 
-def mean_curve(records: Sequence[Record], part: str, name: str) -> Curve:
+def mean_curve(records: Sequence[Record], part: str, name: str, at: str = "step") -> Curve:
     """Mean and standard deviation (ddof = 1; 0 for one run) of a curve over runs.
 
     Args:
         records: Runs of one row; at least one.
-        part: Field of the records with the curve and its ``step``.
+        part: Field of the records with the curve and the steps it was taken at.
         name: The curve.
+        at: Its steps.
 
     Returns:
         Steps that all runs have, in order, with the values there; nan where no run has one.
     """
-    series = [dict(zip(record[part]["step"], record[part][name], strict=True)) for record in records]
+    series = [dict(zip(record[part][at], record[part][name], strict=True)) for record in records]
     steps = sorted(set.intersection(*(set(one) for one in series)))
     values = np.array([[_number(one[step]) for step in steps] for one in series], dtype=float)  # [runs, steps]
     spread = values.std(axis=0, ddof=1) if len(series) > 1 else np.zeros(len(steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,31 @@ from benchmarks.reports.rows import Record
 Flags = Mapping[str, Sequence[str]]
 
 INTERRUPTED = "Interrupted; the same command goes on with what is missing."
-SMOKE_NOTE = "With --smoke everything is of tiny size and texts are made up: only that the report can be made is shown."
+SMOKE_NOTE = "With --smoke everything is of tiny size and {}: only that the report can be made is shown."
+
+
+@dataclass(frozen=True)
+class Harness:
+    """A command that trains and records.
+
+    Attributes:
+        module: Has ``main(argv)``; flags of a report that it does not know go there.
+        records: Module with the ``SCHEMA`` of its records.
+        smoke_data: What it trains on with ``--smoke``, in words.
+    """
+
+    module: str
+    records: str
+    smoke_data: str
+
+    @property
+    def script(self) -> str:
+        """Its file."""
+        return self.module.replace(".", "/") + ".py"
+
+
+GLUE = Harness("benchmarks.glue", "benchmarks.text.records", "texts are made up")
+ARXIV = Harness("benchmarks.ogbn_arxiv", "benchmarks.harness.records", "the data are scikit-learn's digits")
 
 
 @dataclass(frozen=True)
@@ -29,10 +54,11 @@ class Report:
     Attributes:
         name: Of its files, its script ``scripts/reproduce_NAME.sh`` and, unless ``folder`` is given, its folder.
         summary: First line of ``--help``.
-        flags: The paper's setting, as flags of ``benchmarks/glue.py``; flags on the command line replace them.
+        flags: The paper's setting, as flags of the harness; flags on the command line replace them.
         smoke: Flags that replace them in turn with ``--smoke``.
         page: Makes the report from the runs.
         folder: Folder of the runs under ``runs/reproduce``; reports with the same settings share one.
+        harness: What trains.
     """
 
     name: str
@@ -41,6 +67,7 @@ class Report:
     smoke: Flags
     page: Callable[[Sequence[Record]], Page]
     folder: str | None = None
+    harness: Harness = GLUE
 
 
 def main(report: Report, argv: Sequence[str] | None = None) -> int:
@@ -64,7 +91,8 @@ def main(report: Report, argv: Sequence[str] | None = None) -> int:
             raise BenchmarkError(f"'report-only' must come alone (got {shlex.join(rest)} besides). Leave that out.")
         code = 0 if given.report_only else _run(report, out, rest, smoke=given.smoke)
         if not code:
-            finish(report.page(read_runs(out)), out, report.name, arguments)
+            page = report.page(read_runs(out, report.harness))
+            finish(page, out, report.name, arguments, report.harness)
         return code
 
     return guarded(work, INTERRUPTED)
@@ -75,23 +103,22 @@ def default_out(folder: str, *, smoke: bool) -> Path:
     return Path("runs/reproduce", folder + ("-smoke" if smoke else ""))
 
 
-def finish(page: Page, out: Path, name: str, arguments: Sequence[str]) -> None:
+def finish(page: Page, out: Path, name: str, arguments: Sequence[str], harness: Harness = GLUE) -> None:
     """Write the report, with the command that made it, and show it."""
     command = shlex.join(["bash", f"scripts/reproduce_{name}.sh", *arguments])
-    notes = [*page.notes, SMOKE_NOTE if "--smoke" in arguments else None, f"Command: `{command}`"]
+    smoke = SMOKE_NOTE.format(harness.smoke_data) if "--smoke" in arguments else None
+    notes = [*page.notes, smoke, f"Command: `{command}`"]
     text = write(replace(page, notes=notes), out, name)
     print(f"{text}\nWrote {name}.md and {name}.png in {out}")
 
 
-def read_runs(out: Path) -> list[Record]:
+def read_runs(out: Path, harness: Harness = GLUE) -> list[Record]:
     """The finished runs in a folder.
 
     Raises:
         BenchmarkError: When there are none, or they are not this harness's.
     """
-    from benchmarks.text.records import SCHEMA
-
-    records = read_lines(out, SCHEMA)
+    records = read_lines(out, importlib.import_module(harness.records).SCHEMA)
     if not records:
         raise BenchmarkError(f"'out' must hold finished runs (got none in '{out}'). Leave out --report-only.")
     return records
@@ -106,11 +133,10 @@ def harness_flags(report: Report, rest: Sequence[str], *, smoke: bool) -> list[s
 
 
 def _run(report: Report, out: Path, rest: Sequence[str], *, smoke: bool) -> int:
-    from benchmarks import glue
-
+    harness = importlib.import_module(report.harness.module)
     flags = harness_flags(report, rest, smoke=smoke)
     with redirect_stdout(sys.stderr):  # where the harness shows its own tables: standard output has this report alone
-        return glue.main([*flags, "--out", str(out), "--resume"])
+        return harness.main([*flags, "--out", str(out), "--resume"])
 
 
 def _parser(report: Report) -> argparse.ArgumentParser:
@@ -118,7 +144,7 @@ def _parser(report: Report) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"scripts/reproduce_{report.name}.sh",
         description=report.summary,
-        epilog=f"Anything else goes to benchmarks/glue.py (see its --help), whose flags start from: {preset}",
+        epilog=f"Anything else goes to {report.harness.script} (see its --help), whose flags start from: {preset}",
         allow_abbrev=False,
     )
     parser.add_argument(

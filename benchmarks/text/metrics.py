@@ -76,6 +76,8 @@ def _spearman(right: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _correlation(name: str, right: np.ndarray, predicted: np.ndarray) -> float:
+    if not all(map(math.isfinite, predicted)):  # older releases of scipy raise
+        return math.nan
     with warnings.catch_warnings():  # of constant predictions, which the caller reports
         warnings.simplefilter("ignore")
         return getattr(require("scipy.stats"), name)(right, predicted).statistic

@@ -88,7 +88,7 @@ def test_estimates_are_unbiased(name):
         weights = [model.get_parameter(weight) for weight in sketched]
         return torch.cat([g.flatten() for g in torch.autograd.grad(model(**inputs).logits.sum(), weights)])
 
-    assert_unbiased(draw, draw(build(name)), draws=60)
+    assert_unbiased(draw, draw(build(name)), draws=100)
 
 
 @EVERY

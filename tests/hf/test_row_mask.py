@@ -86,7 +86,7 @@ def test_estimates_are_unbiased(name):
         found = torch.autograd.grad(out, [model.get_parameter(weight) for weight in weights])
         return torch.cat([gradient.flatten() for gradient in found])
 
-    assert_unbiased(draw, draw(build(name)), draws=60)
+    assert_unbiased(draw, draw(build(name)), draws=100)
 
 
 def test_a_loss_that_reads_padding_is_found():

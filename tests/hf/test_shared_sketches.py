@@ -56,7 +56,12 @@ ALONE = {
 @pytest.mark.parametrize("name", SHARED)
 def test_what_linear_layers_keep_is_one_sketch_for_every_tensor_they_read(name):
     model = apply_rmm(build(name), CONFIG)
-    assert kept_by_linear(model, batch(name)) == bytes_of(*SHARED[name])
+    expected = list(SHARED[name])
+    if (
+        name == "t5" and not model._supports_sdpa
+    ):  # transformers 5.0: no kernel keeps what attention to the encoder gives
+        expected += [NARROW, NARROW]
+    assert kept_by_linear(model, batch(name)) == bytes_of(*expected)
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -14,7 +14,18 @@ import pytest
 pytest.importorskip("transformers")
 
 ROOT = Path(__file__).resolve().parents[3]
-NAMES = ("table2", "table4", "table3_memory", "table3_matmuls", "fig2", "fig3_fig5", "fig4_fig6", "fig8")
+NAMES = (
+    "table2",
+    "table4",
+    "table5",
+    "table3_memory",
+    "table3_matmuls",
+    "fig2",
+    "fig3_fig5",
+    "fig4_fig6",
+    "fig7",
+    "fig8",
+)
 
 
 @pytest.fixture(scope="module")
