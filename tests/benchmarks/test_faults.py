@@ -6,8 +6,9 @@ import json
 import os
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,25 +26,28 @@ SMOKE = ["--smoke", "--method", "baseline", "--runs", "1"]
 NOBODY = 65534
 
 
-def in_child(function: Callable[[], object], *, nobody: bool = False, max_bytes: int | None = None) -> str:
-    """What a process of its own raises, or ``exit CODE`` for what it returns.
+@contextmanager
+def files_up_to(num_bytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes: the kernel refuses the rest, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    Args:
-        function: What it does.
-        nobody: Without privileges: permissions do not bind the administrator.
-        max_bytes: Its files may not grow beyond so much: the kernel refuses the rest, as on a full disk.
-    """
+
+def as_nobody(function: Callable[[], object]) -> str:
+    """What a process without privileges raises: permissions do not bind the administrator."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         said = "nothing"
         try:
-            if max_bytes is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
-            if nobody and os.geteuid() == 0:
+            if os.geteuid() == 0:
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
-            said = f"exit {function()}"
+            function()
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
         os.write(write, said.encode())
@@ -55,37 +59,45 @@ def in_child(function: Callable[[], object], *, nobody: bool = False, max_bytes:
 
 
 def test_records_that_no_longer_fit_leave_those_before_readable(tmp_path: Path):
-    def write() -> None:
-        for key in "abcdef":
-            append_record(tmp_path, {"schema": 3, "key": key, "curve": [0] * 100})
-
-    said = in_child(write, max_bytes=1000)  # within the third record
-    expected = (
-        f"BenchmarkError: '{tmp_path / FILE}' could not be written (File too large). Finished runs in it are kept"
-    )
-    assert said.startswith(expected)
+    records = [{"schema": 3, "key": key, "curve": [0] * 100} for key in "abc"]
+    said = rf"'{tmp_path / FILE}' could not be written \(File too large\)\. Finished runs in it are kept"
+    with files_up_to(1000), pytest.raises(BenchmarkError, match=said):  # within the third one
+        for record in records:
+            append_record(tmp_path, record)
     assert (tmp_path / FILE).read_bytes().endswith(b"\n")
-    assert [record["key"] for record in read_lines(tmp_path, 3)] == ["a", "b"]
-    append_record(tmp_path, {"schema": 3, "key": "c"})
-    assert [record["key"] for record in read_lines(tmp_path, 3)] == ["a", "b", "c"]
+    assert read_lines(tmp_path, 3) == records[:2]
+    append_record(tmp_path, records[2])
+    assert read_lines(tmp_path, 3) == records
 
 
 def test_a_checkpoint_that_does_not_fit_keeps_the_last(tmp_path: Path):
     path = checkpoint_path(tmp_path, "key")
     write_checkpoint(path, "key", {"values": torch.ones(10)})
-    said = in_child(lambda: write_checkpoint(path, "key", {"values": torch.ones(10**6)}), max_bytes=10**6)
-    assert said.startswith(f"BenchmarkError: '{path}' could not be written (File too large). The last checkpoint")
+    said = rf"'{path}' could not be written \(File too large\)\. The last checkpoint"
+    with files_up_to(10**6), pytest.raises(BenchmarkError, match=said):
+        write_checkpoint(path, "key", {"values": torch.ones(10**6)})
     assert read_checkpoint(path, "key")["values"].tolist() == [1.0] * 10
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_disk_that_fills_up_between_checkpoints_ends_the_command_with_code_2(tmp_path: Path):
+def test_a_disk_that_fills_up_before_a_checkpoint_ends_the_command_with_code_2(tmp_path: Path, capsys):
     out = tmp_path / "out"
     arguments = ["--smoke", "--method", "rmm-lean", "--runs", "1", "--checkpoint-every", "1", "--out", str(out)]
-    # Digits' 10 classes and 64 features in 16 channels: a checkpoint takes some 50 KiB, the record 5.
-    assert in_child(lambda: main(arguments), max_bytes=20_000) == "exit 2"
+    with files_up_to(10_000):  # a checkpoint of this model takes more
+        assert main(arguments) == 2
+    assert "could not be written (File too large)" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    assert main(arguments) == 0
+
+
+def test_a_disk_that_fills_up_before_a_record_keeps_the_runs_that_are_recorded(tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--smoke", "--method", "baseline", "--runs", "2", "--checkpoint-every", "0", "--out", str(out)]
+    assert main([*arguments, "--runs", "1"]) == 0
+    first = (out / FILE).read_bytes()
+    with files_up_to(len(first) + 100):
+        assert main([*arguments, "--resume"]) == 2
+    assert f"'{out / FILE}' could not be written (File too large). Finished runs" in capsys.readouterr().err
+    assert (out / FILE).read_bytes() == first
 
 
 @pytest.mark.parametrize(
@@ -123,9 +135,9 @@ def test_a_folder_without_permission_is_told(open_path: Path):
     folder = open_path / "closed"
     folder.mkdir(mode=0o755)
     folder.chmod(0o555)
-    said = in_child(lambda: enter(folder), nobody=True)
+    said = as_nobody(lambda: enter(folder))
     assert said.startswith(f"BenchmarkError: '{folder}' could not be written (Permission denied). No run was started")
-    said = in_child(lambda: write_text(folder / "table.md", "x"), nobody=True)
+    said = as_nobody(lambda: write_text(folder / "table.md", "x"))
     assert "table.md' could not be written (Permission denied). Records that were written are kept" in said
 
 
@@ -135,7 +147,7 @@ def test_a_record_file_that_is_read_only_is_told_before_the_first_run(open_path:
     append_record(folder, {"schema": 3, "key": "x"})
     (folder / FILE).chmod(0o444)
     folder.chmod(0o777)
-    said = in_child(lambda: enter(folder), nobody=True)
+    said = as_nobody(lambda: enter(folder))
     assert said.startswith(f"BenchmarkError: '{folder / FILE}' could not be written (Permission denied). No run was")
     assert [record["key"] for record in read_lines(folder, 3)] == ["x"]
 
