@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.harness.loader_choice import FULL, LOADERS, SETTINGS
 from benchmarks.harness.method_choice import AXES, SYNTAX, parse_method
 from benchmarks.harness.methods import METHODS
-from benchmarks.harness.options import check, option
+from benchmarks.harness.options import CHECKPOINTS, check, check_checkpoints, option
 from benchmarks.harness.run_config import RunConfig
 
 _CODECS = "fp32, bf16, fp16, int8, int4, int2, int1, or with settings as int4:group_size=64"
@@ -29,7 +29,10 @@ class Sweep:
     root: str = option("data", "folder with the data sets (OGB's ogbn_arxiv/, Planetoid's NAME/raw/)")
     download: bool = option(False, "fetch missing data; nothing else touches the network", action="store_true")
     out: str | None = option(None, "folder for results; unset: a new runs/DATASET-DATE-TIME")
-    resume: bool = option(False, "continue in --out and skip the runs recorded there", action="store_true")
+    resume: bool = option(
+        False, "continue in --out: skip the runs recorded there, go on with those cut off", action="store_true"
+    )
+    checkpoint_every: int | None = option(None, f"epochs {CHECKPOINTS}", type=int)
     smoke: bool = option(
         False,
         "a few epochs of a tiny model, on digits unless --dataset is given; seconds on CPU",
@@ -194,6 +197,7 @@ class Sweep:
         for name in ("method", *AXES):
             value = getattr(self, name)
             check(name, len(set(value)) == len(value) > 0, "name different values", value, "Give each one once.")
+        check_checkpoints(self.checkpoint_every)
         rows = self._rows()
         twice = [row for number, row in enumerate(rows) if row in rows[:number]]
         check("method", not twice, "give every row once", twice[:1], "Leave one of the two out.")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -29,4 +32,24 @@ def require(module: str, extras: str = "benchmarks") -> ModuleType:
         raise BenchmarkError(
             f"'{module}' could not be imported ({error}). Install the benchmark dependencies: "
             f"pip install -e '.[{extras}]'"
+        ) from error
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], kept: str = "Nothing that was there is lost.") -> Iterator[None]:
+    """Around whatever writes `path`: what the system refuses, as on a full disk, becomes a `BenchmarkError`.
+
+    Args:
+        path: File or folder, for the message.
+        kept: What the user still has, for the message.
+
+    Raises:
+        BenchmarkError: In place of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BenchmarkError(
+            f"'{os.fspath(path)}' could not be written ({error.strerror or error}). {kept} "
+            "Free space there or give it write permission, and run the command again."
         ) from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.errors import BenchmarkError, writing
+from benchmarks.harness.locks import exclusive
+from rmm_gnn._files import sync_folder
 
 FILE = "records.jsonl"
 
@@ -16,17 +19,33 @@ FILE = "records.jsonl"
 def append_record(folder: Path, record: dict[str, Any]) -> None:
     """Write one line, whole or not at all as far as a reader can tell, and force it to disk.
 
+    Two processes may write at a time: one waits for the other.
+
     Args:
         folder: Made if it is not there.
         record: JSON-able; a number that is not finite becomes null.
+
+    Raises:
+        BenchmarkError: When the system refuses; what was there before is there still.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(_finite(record), allow_nan=False) + "\n"
-    with open(folder / FILE, "ab+") as file:
-        _drop_torn_line(file)
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    line = (json.dumps(_finite(record), allow_nan=False) + "\n").encode()
+    path = folder / FILE
+    with writing(path, "Finished runs in it are kept; --resume continues."):
+        folder.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        with open(path, "ab+", buffering=0) as file, exclusive(file.fileno()):
+            end = _drop_torn_line(file)
+            try:
+                written = 0
+                while written < len(line):
+                    written += file.write(line[written:])
+                os.fsync(file.fileno())
+            except BaseException:  # of a line that was cut short nothing shall stay
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
+        if is_new:
+            sync_folder(folder)
 
 
 def read_lines(folder: Path, schema: int | str) -> list[dict[str, Any]]:
@@ -86,12 +105,13 @@ def finished_runs(folder: Path, schema: int | str, *, resume: bool) -> dict[str,
     return {record["key"]: record for record in records}
 
 
-def _drop_torn_line(file: Any) -> None:
-    """Cut what follows the last newline, or the next record would be glued to it."""
+def _drop_torn_line(file: Any) -> int:
+    """Cut what follows the last newline, or the next record would be glued to it; return where the file ends."""
     file.seek(0)
-    content = file.read()
-    file.truncate(content.rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
+    end: int = file.read().rfind(b"\n") + 1
+    file.truncate(end)
+    file.seek(end)
+    return end
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -46,6 +48,21 @@ class NoiseFollower:
         """Step, layer, measured noise and rate of every measurement."""
         changes = [] if self._controller is None else self._controller.history
         return [(change.step, change.layer, change.measured, change.rate) for change in changes]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of what moves, after a step: nothing measured waits then to be read."""
+        moving = self._controller or self._scheduler
+        return {"moving": None if moving is None else moving.state_dict(), "history": self.history()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned; the optimizer has been loaded."""
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["moving"])
+        if self._controller is not None:
+            from rmm_gnn.planning import RateChange
+
+            self._controller.load_state_dict(state["moving"])
+            self._controller.history.extend(RateChange(*change) for change in state["history"])
 
 
 def _mode(run: RunConfig) -> str:

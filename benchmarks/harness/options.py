@@ -6,6 +6,11 @@ import argparse
 from dataclasses import field, fields
 from typing import Any
 
+CHECKPOINTS = (
+    "between checkpoints, from which --resume goes on after a crash; 0: none; unset: by time, at most one a minute and "
+    "for at most 1 %% of the time"
+)
+
 
 def option(default: Any, help: str, **parser: Any) -> Any:
     """A dataclass field that also carries its command-line help; `parser` goes to ``add_argument``."""
@@ -67,3 +72,9 @@ def check(name: str, holds: bool, rule: str, value: object, advice: str) -> None
     """Raise the ValueError that an option's rule asks for where it does not hold."""
     if not holds:
         raise ValueError(f"'{name}' must {rule} (got {value!r}). {advice}")
+
+
+def check_checkpoints(every: int | None) -> None:
+    """Raise the ValueError for a number that ``--checkpoint-every`` cannot take."""
+    holds = every is None or every >= 0
+    check("checkpoint_every", holds, "not be negative", every, "0 writes none; leave it out to go by time.")

@@ -14,9 +14,11 @@ from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.frontier import plot_frontier
 from benchmarks.harness.jsonl import FILE, append_record, finished_runs
 from benchmarks.harness.methods import METHODS
+from benchmarks.harness.out_folder import out_folder
 from benchmarks.harness.plots import plot_accuracy, plot_noise
 from benchmarks.harness.records import SCHEMA, make_record
 from benchmarks.harness.report import format_report
+from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints
 from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.train import train
 
@@ -26,7 +28,8 @@ INTERRUPTED = 130
 def run_sweep(sweep: Sweep) -> int:
     """Load the data, train every run that has no record yet, write table and picture.
 
-    Nothing is written before the first run has finished, so that a command that cannot work leaves no folder.
+    Nothing is written before the first run's first checkpoint or record, so that a command that cannot work leaves no
+    folder.
 
     Args:
         sweep: The resolved configuration.
@@ -47,6 +50,7 @@ def run_sweep(sweep: Sweep) -> int:
             raise BenchmarkError(str(error)) from error
     out = sweep.out_dir()
     done = finished_runs(out, SCHEMA, resume=sweep.resume)
+    check_unfinished(out, resume=sweep.resume)
     if sweep.threads is not None:
         torch.set_num_threads(sweep.threads)
     dataset = datasets.load(sweep.dataset, sweep.root, sweep.download)
@@ -58,18 +62,22 @@ def run_sweep(sweep: Sweep) -> int:
     code = 0
     on_device = dataset.to(device)
     where = environment.describe(device)
-    try:
-        for number, run in enumerate(todo, start=1):
-            result = train(run, on_device, position=f"[{number}/{len(todo)}]")
-            record = make_record(run, dataset, where, result)
-            append_record(out, record)
-            done[run.key] = record
-        if sweep.ledger:
-            _write_ledgers(runs, on_device, out)
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. Finished runs are kept; continue with --resume --out {out}", file=sys.stderr)
-        code = INTERRUPTED
-    _show(runs, done, out)
+    with out_folder(out):
+        clear_checkpoints(out, done)
+        try:
+            for number, run in enumerate(todo, start=1):
+                checkpoints = RunCheckpoints(out, run.key, every=sweep.checkpoint_every, resume=sweep.resume)
+                result = train(run, on_device, position=f"[{number}/{len(todo)}]", checkpoints=checkpoints)
+                record = make_record(run, dataset, where, result)
+                append_record(out, record)
+                checkpoints.remove()
+                done[run.key] = record
+            if sweep.ledger:
+                _write_ledgers(runs, on_device, out)
+        except KeyboardInterrupt:
+            print(f"\nInterrupted. Finished runs are kept; continue with --resume --out {out}", file=sys.stderr)
+            code = INTERRUPTED
+        _show(runs, done, out)
     return code
 
 

@@ -17,6 +17,8 @@ from rmm_gnn.sketches.sampled_rows import row_norms_of
 # What forward reads, and what backward has written since.  Attributes that are rebound, not changed in place: whoever
 # puts the attributes of a module back as they were, as ``memory_report`` does, puts these back too.
 _READ, _WRITTEN = "_rmm_row_norms", "_rmm_next_row_norms"
+# By what they are called where they are stored: "read" by the latest forward pass, "written" by its backward pass.
+ATTRIBUTES = {"read": _READ, "written": _WRITTEN}
 
 
 def are_held_for(config: RMMConfig, x: Tensor) -> bool:
@@ -65,5 +67,5 @@ def note(layer: object, out: Tensor, workspace_bytes: int) -> None:  # [*, M]
 
 def forget(layer: object) -> None:
     """Drop the norms, of a layer that is another one from here on."""
-    for name in (_READ, _WRITTEN):
+    for name in ATTRIBUTES.values():
         layer.__dict__.pop(name, None)

@@ -40,7 +40,7 @@ def test_the_same_run_replays(make_run, tiny):
 
 def test_measuring_saved_bytes_leaves_the_run_alone(make_run, tiny, monkeypatch):
     expected = train(make_run(), tiny, quiet=True)
-    monkeypatch.setattr("benchmarks.harness.train._kept_bytes", lambda *args: expected.saved)
+    monkeypatch.setattr("benchmarks.harness.training.kept_bytes", lambda *args: expected.saved)
     assert train(make_run(), tiny, quiet=True).loss == expected.loss
 
 
@@ -55,7 +55,7 @@ def test_training_learns_and_clips(make_run, tiny):
 
 def test_the_reported_epoch_is_the_best_on_validation(make_run, tiny, monkeypatch):
     scores = iter([(0.2, 0.9), (0.7, 0.3), (0.7, 0.8), (0.1, 1.0)])
-    monkeypatch.setattr("benchmarks.harness.train._evaluate", lambda *args: next(scores))
+    monkeypatch.setattr("benchmarks.harness.training._evaluate", lambda *args: next(scores))
     result = train(make_run(), tiny, quiet=True)
     assert (result.best_epoch, result.valid_accuracy, result.test_accuracy) == (2, 0.7, 0.3)  # the first of equals
     assert result.epochs == [1, 2, 3, 4]
@@ -212,7 +212,7 @@ def test_measuring_a_run_that_moves_its_rates_leaves_it_alone_and_is_done_when_t
         time.sleep(0.2)
         return expected.saved
 
-    monkeypatch.setattr("benchmarks.harness.train._kept_bytes", measured)
+    monkeypatch.setattr("benchmarks.harness.training.kept_bytes", measured)
     start = time.perf_counter()
     found = train(run, tiny, quiet=True)
     total = time.perf_counter() - start
