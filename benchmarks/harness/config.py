@@ -110,8 +110,8 @@ class Sweep:
     seed: int = option(0, "seed of the first run (weights, dropout, random splits)", type=int)
     loader: str = option(
         FULL,
-        "full: the whole graph at every step; neighbor: sampled neighbourhoods of training nodes; cluster, random-nodes: "
-        "parts of the graph, by METIS or at random; saint: random walks; under torchrun any but full",
+        "full: the whole graph at every step; neighbor: sampled neighbourhoods of training nodes; cluster, "
+        "random-nodes: parts of the graph, by METIS or at random; saint: random walks; under torchrun any but full",
         choices=tuple(LOADERS),
     )
     fan_out: tuple[int, ...] | None = option(

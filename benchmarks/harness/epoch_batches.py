@@ -37,8 +37,8 @@ class EpochBatches(Sampler[list[int]]):
     def __init__(self, num_items: int, per_batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if num_items < world_size:
             raise BenchmarkError(
-                f"There must be at least one training node, or part of the graph, for each process (got {num_items} for "
-                f"{world_size} processes). Use fewer processes."
+                "There must be at least one training node, or part of the graph, for each process "
+                f"(got {num_items} for {world_size} processes). Use fewer processes."
             )
         self._num_items, self._seed, self._rank, self._world_size = num_items, seed, rank, world_size
         wanted = -(-num_items // (world_size * per_batch))

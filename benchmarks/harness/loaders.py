@@ -17,7 +17,7 @@ from benchmarks.harness.epoch_batches import EpochBatches, EpochSteps, epoch_see
 from benchmarks.harness.model import robust_losses
 from benchmarks.harness.neighbor_sampling import UniformNeighborSampler
 from benchmarks.harness.run_config import RunConfig
-from benchmarks.harness.subgraphs import induced, layered, moved, scaled_for_sample
+from benchmarks.harness.subgraphs import induced, layered, moved, scaled_for_sample, transpose_of
 from benchmarks.harness.task import Task
 
 
@@ -56,6 +56,12 @@ class GraphBatch:
         """Entries of the matrices of all layers: multiplications for each channel."""
         matrices = self.matrices if isinstance(self.adjacency, tuple) else self.matrices * num_layers
         return sum(matrix.values().numel() for matrix in matrices)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that lives as long as the batch does."""
+        transposes = [transpose_of(matrix) for matrix in self.matrices]
+        parts = (self.x, self.trained, self.y, self.weights, *self.matrices, *transposes)
+        return tuple(part for part in parts if part is not None)
 
     def to(self, device: torch.device) -> GraphBatch:
         """The same batch on another device."""
@@ -119,14 +125,27 @@ class BatchLoader:
         return len(self._batches)
 
     def epoch(self, number: int) -> Iterator[GraphBatch]:
-        """The batches of an epoch, in an order that run, epoch and rank decide, as they decide what is sampled.
+        """The batches of an epoch: a function of the run's seed, the epoch and the rank, whatever the method draws.
 
-        PyTorch's generators are set when the first batch is asked for: dropout and sketches of the epoch follow, too.
+        PyTorch's generators are set when the first batch is asked for, so that dropout and sketches of the epoch are
+        such a function, too.
         """
+        torch.manual_seed(epoch_seed(self._run.seed, -number, self._rank))
+        sampling = torch.get_rng_state()
         torch.manual_seed(epoch_seed(self._run.seed, number, self._rank))
+        training = torch.get_rng_state()
+        torch.set_rng_state(sampling)
         self._batches.set_epoch(number)
-        for data in self._loader:
+        batches = iter(self._loader)
+        while True:
+            data = next(batches, None)
+            sampling = torch.get_rng_state()
+            torch.set_rng_state(training)
+            if data is None:
+                return
             yield self._batch_of(data)
+            training = torch.get_rng_state()
+            torch.set_rng_state(sampling)
 
     def _data(self) -> Data:
         # Sorted by the node that has the neighbour, which PyG calls the target.

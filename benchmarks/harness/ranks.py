@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 # The others wait while the first evaluates, which may take long.
 _TIMEOUT = timedelta(hours=2)
+INTERRUPTED = 130
 
 
 class SharedError(BenchmarkError):
@@ -103,24 +105,56 @@ class Ranks:
         """
         if self.world_size == 1:
             return work()
-        import torch.distributed as dist
-
-        result, failure = None, None
+        result: Any = None
+        failure: tuple[str, Any] | None = None
         try:
             result = work()
         except BenchmarkError as error:
             failure = (str(error), None)
         except SystemExit as error:
             failure = ("", error.code)
-        failures: list[Any] = [None] * self.world_size
-        dist.all_gather_object(failures, failure)
-        for rank, found in enumerate(failures):
+        for rank, found in enumerate(self.gathered(failure)):
             if found is not None:
                 message, code = found
                 if not message:
                     raise SystemExit(code)
                 raise SharedError(message if rank == 0 else f"{message} (process {rank} of {self.world_size})")
-        return result  # type: ignore[return-value]
+        return result
+
+    def same(self, name: str, value: Result) -> Result:
+        """``value``, if all ranks have the same.
+
+        Raises:
+            SharedError: When they have not.
+        """
+        values = self.gathered(value)
+        if any(other != value for other in values):
+            found = ", ".join(map(str, values))
+            raise SharedError(
+                f"'{name}' must be the same in every process (got {found}). Give all of them the same files."
+            )
+        return value
+
+    def of_first(self, value: Result) -> Result:
+        """What the first rank has."""
+        return self.gathered(value)[0]
+
+    def gathered(self, value: Result) -> list[Result]:
+        """What every rank has."""
+        if self.world_size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def digests(self, model: nn.Module) -> list[str]:
+        """A hash of the parameters of every rank: equal, unless training came apart."""
+        digest = hashlib.sha256()
+        for parameter in model.parameters():
+            digest.update(parameter.detach().cpu().numpy().tobytes())
+        return self.gathered(digest.hexdigest()[:16])
 
     def wait(self) -> None:
         """Go on when all have come here."""
@@ -158,8 +192,8 @@ class Ranks:
         from torch.nn.parallel import DistributedDataParallel
 
         devices = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
-        # Running statistics are averaged before they are used; broadcasting rank 0's at every step would drop the others'.
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        # Running statistics are averaged once an epoch; broadcasting rank 0's at every step would drop the others'.
+        return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
 
 
 def run_ranks(work: Callable[[Ranks], int], interrupted: str) -> int:
@@ -193,10 +227,11 @@ def run_ranks(work: Callable[[Ranks], int], interrupted: str) -> int:
     except KeyboardInterrupt:
         if ranks.is_first:
             print(interrupted, file=sys.stderr)
-        return 130
-    # torchrun ends all as soon as one has failed: the first shall have spoken before.
-    ranks.wait()
-    dist.destroy_process_group()
+        return INTERRUPTED
+    if code != INTERRUPTED:
+        # torchrun ends all as soon as one has failed: the first shall have spoken before.
+        ranks.wait()
+        dist.destroy_process_group()
     return code
 
 

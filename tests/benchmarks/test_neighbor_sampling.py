@@ -1,4 +1,4 @@
-"""The sampler of neighbours: every set equally likely, every neighbour where there are few, every node expanded once."""
+"""The sampler of neighbours: every set is equally likely, and every node is expanded once."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def test_nodes_are_numbered_as_they_are_found_and_expanded_once(tiny):
 
 def test_edges_are_no_start():
     sampler = UniformNeighborSampler(torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64), (1,))
-    with pytest.raises(NotImplementedError, match="'sample_from_edges' must not be called.*starts from nodes"):
+    with pytest.raises(NotImplementedError, match=r"'sample_from_edges' must not be called.*starts from nodes"):
         sampler.sample_from_edges(None)
