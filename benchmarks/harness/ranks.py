@@ -228,6 +228,9 @@ def run_ranks(work: Callable[[Ranks], int], interrupted: str) -> int:
         if ranks.is_first:
             print(interrupted, file=sys.stderr)
         return INTERRUPTED
+    except SystemExit:  # after `agree`: of all of them
+        dist.destroy_process_group()
+        raise
     if code != INTERRUPTED:
         # torchrun ends all as soon as one has failed: the first shall have spoken before.
         ranks.wait()
