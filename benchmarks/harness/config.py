@@ -126,10 +126,10 @@ class Sweep:
     parts_per_batch: int = option(10, "cluster, random-nodes: parts that make a batch of a process", type=int)
     walk_length: int = option(2, "saint: steps of a random walk", type=int)
     coverage: int = option(50, "saint: samples per node from which probabilities are estimated", type=int)
-    edge_weights: str = option(
-        "scaled",
+    edge_weights: str | None = option(
+        None,
         "scaled: what a loader drops is made up for by larger weights of the edges that it keeps; plain: the full "
-        "graph's weights",
+        "graph's weights; unset: scaled with neighbor and saint, plain with cluster and random-nodes",
         choices=("scaled", "plain"),
     )
     eval_chunk: int = option(65536, "nodes evaluated at a time, layer by layer; not with --loader full", type=int)
@@ -225,6 +225,7 @@ class Sweep:
             "device": device,
             "world_size": world_size,
             "fan_out": self._hops(),
+            "edge_weights": self.edge_weights or LOADERS[self.loader].edge_weights,
         }
         own |= dict.fromkeys(set(SETTINGS) - set(LOADERS[self.loader].settings))
         return [

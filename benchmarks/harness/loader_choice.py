@@ -25,11 +25,13 @@ class Loader:
 
     Attributes:
         settings: Fields of the sweep that apply.
+        edge_weights: What these are unless they are chosen.
         is_there: Whether what PyG needs for it can be imported.
         missing: What to install where it cannot.
     """
 
     settings: tuple[str, ...] = ()
+    edge_weights: str = "scaled"
     is_there: Callable[[], bool] = lambda: True
     missing: str = ""
 
@@ -49,15 +51,17 @@ LOADERS: dict[str, Loader] = {
     "neighbor": Loader(("fan_out", "batch_size", *_COMMON)),
     "cluster": Loader(
         ("num_parts", "parts_per_batch", *_COMMON),
+        "plain",
         _partitions,
         "needs METIS, and pymetis is not installed: pip install 'rmm_gnn[cluster]'",
     ),
     "saint": Loader(
         ("batch_size", "walk_length", "coverage", *_COMMON),
+        "scaled",
         _has_torch_sparse,
         "needs torch-sparse, which could not be imported: build it with scripts/install_sparse.sh",
     ),
-    "random-nodes": Loader(("num_parts", "parts_per_batch", *_COMMON)),
+    "random-nodes": Loader(("num_parts", "parts_per_batch", *_COMMON), "plain"),
 }
 SETTINGS = tuple(dict.fromkeys(name for loader in LOADERS.values() for name in loader.settings))
 

@@ -78,6 +78,10 @@ def test_a_run_has_the_settings_of_its_loader_alone(make_run):
     for name, loader in LOADERS.items():
         run = make_run(loader=name)
         assert {setting for setting in SETTINGS if getattr(run, setting) is not None} == set(loader.settings)
+    weights = {name: make_run(loader=name).edge_weights for name in LOADERS}
+    assert weights == {
+        "full": None, "neighbor": "scaled", "cluster": "plain", "saint": "scaled", "random-nodes": "plain",
+    }  # fmt: skip
     run = make_run(loader="neighbor", fan_out=(4, 2), batch_size=32)
     assert run.loading == "neighbor (fan out 4 2, batch size 32, edge weights scaled)"
     assert make_run().loading == ""
@@ -93,7 +97,7 @@ def test_a_run_s_key_holds_its_loader(make_run):
         key(2, loader="random-nodes"),
         key(loader="random-nodes", num_parts=50),
         key(loader="random-nodes", workers=1),
-        key(loader="random-nodes", edge_weights="plain"),
+        key(loader="random-nodes", edge_weights="scaled"),
         key(loader="neighbor"),
         key(loader="neighbor", fan_out=(3,)),
     ]
