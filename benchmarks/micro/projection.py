@@ -4,8 +4,8 @@
     python benchmarks/micro/projection.py RUNS/records.jsonl                  # the graph ogbn-papers100M, 8 processes
     python benchmarks/micro/projection.py RUNS/records.jsonl --processes 1 --nodes 2449029 --edges 61859140
 
-Nothing of the large graph is measured. Bytes and seconds per row are those of the runs, with their width and layers; rows
-of a step are taken twice: as many per training node as in the runs, and the most that the fan-out allows.
+Nothing of the large graph is measured. Bytes and seconds per row are those of the runs, with their width and layers.
+The rows of a step are taken twice: as many per training node as in the runs, and the most that the fan-out allows.
 """
 
 from __future__ import annotations
