@@ -39,6 +39,8 @@ class SamplingCosts:
         rows: Rows that each product sees: of the first Linear, the convolutions, the last Linear.
         entries: Entries of the matrices of all layers.
         waiting_s: Seconds that each epoch waited for its batches.
+        cpu_s: Seconds of processor time of each epoch's steps and of sampling in this process, all threads together:
+            unlike time, it hardly depends on what else the machine does.
     """
 
     steps: int = 0
@@ -46,6 +48,7 @@ class SamplingCosts:
     rows: list[int] = field(default_factory=list)
     entries: int = 0
     waiting_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
 
     def add(self, batch: GraphBatch, num_layers: int) -> None:
         """Count a batch."""
@@ -63,6 +66,7 @@ class SamplingCosts:
             "rows_per_step": [number / self.steps for number in self.rows],
             "entries_per_step": self.entries / self.steps,
             "waiting_s": statistics.median(self.waiting_s),
+            "cpu_s": statistics.median(self.cpu_s),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,12 +130,14 @@ class SampledTraining(Training):
         run, curves, epoch = self._run, self.curves, self.curves.epoch + 1
         total = torch.zeros(2, dtype=torch.float64, device=self._device)
         waits: list[float] = []
+        start = time.process_time()
         with stopwatch(self._device, self.costs.step_s):
             for batch in _timed(self._loader.epoch(epoch), waits):
                 total += self._step(batch.to(self._device))
                 self._sampling.add(batch, run.layers)
             # Every rank has seen other rows.
             self._ranks.average(list(self._model.buffers()))
+        self._sampling.cpu_s.append(time.process_time() - start)
         self._sampling.waiting_s.append(sum(waits))
         loss, weight = self._ranks.total(*total.tolist())
         curves.epoch = epoch

@@ -11,6 +11,7 @@ The rows of a step are taken twice: as many per training node as in the runs, an
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,14 +39,13 @@ class Costs:
 
     Attributes:
         bytes_per_row: Kept for backward, over the rows of all products but the last.
-        step_s_per_row: Of forward, backward and optimiser, over the same rows.
-        waiting_s_per_row: Of waiting for a batch, over the rows of its features.
+        seconds_per_row: Of sampling, forward, backward and optimiser, over the same rows: of processor time for runs on
+            CPU, which other work on the machine hardly changes.
         entries_per_row: Entries of the matrices of all layers, over the rows of the convolutions.
     """
 
     bytes_per_row: float
-    step_s_per_row: float
-    waiting_s_per_row: float
+    seconds_per_row: float
     entries_per_row: float
 
 
@@ -57,7 +57,7 @@ class Case:
         rows: That each product sees, from the first Linear to the last.
         kept_bytes: For backward.
         batch_bytes: Features, and matrices with their transposes.
-        epoch_s: With steps and waiting as fast as in the runs.
+        epoch_s: With rows as fast as in the runs.
     """
 
     rows: list[float]
@@ -73,10 +73,11 @@ def costs_of(group: Sequence[dict[str, Any]]) -> Costs:
     counted, steps = sum(rows[:-1]), sampling["steps_per_epoch"]
     saved, epoch_s = median(group, "saved_total_bytes"), median(group, "epoch_s")
     assert saved is not None and epoch_s is not None
+    if group[0]["config"]["device"] == "cpu":
+        epoch_s = statistics.median(record["results"]["sampling"]["cpu_s"] for record in group)
     return Costs(
         bytes_per_row=saved / counted,
-        step_s_per_row=(epoch_s - sampling["waiting_s"]) / steps / counted,
-        waiting_s_per_row=sampling["waiting_s"] / steps / rows[0],
+        seconds_per_row=epoch_s / steps / counted,
         entries_per_row=sampling["entries_per_step"] / sum(rows[1:-1]),
     )
 
@@ -110,8 +111,7 @@ def project(costs: Costs, rows: list[float], steps: int, features: int) -> Case:
     entries = costs.entries_per_row * sum(rows[1:-1])
     # A matrix and its transpose: a value and a column number an entry.
     batch_bytes = rows[0] * features * _FP32 + 2 * entries * (_FP32 + _INT64)
-    seconds = costs.step_s_per_row * counted + costs.waiting_s_per_row * rows[0]
-    return Case(rows, costs.bytes_per_row * counted, batch_bytes, steps * seconds)
+    return Case(rows, costs.bytes_per_row * counted, batch_bytes, steps * costs.seconds_per_row * counted)
 
 
 def report(records: Sequence[dict[str, Any]], given: argparse.Namespace) -> str:
@@ -137,13 +137,13 @@ def report(records: Sequence[dict[str, Any]], given: argparse.Namespace) -> str:
                     f"{case.kept_bytes / GIB:.3g}",
                     f"{case.batch_bytes / GIB:.3g}",
                     f"{all_bytes / GIB:.3g}",
-                    f"{costs.step_s_per_row * 1e6:.3g}",
+                    f"{costs.seconds_per_row * 1e6:.3g}",
                     f"{case.epoch_s / 3600:.3g}",
                 ]
             )
     headers = [
         "method", "rows of a step", "from the first Linear to the last", "kept [B/row]", "kept [GiB]",
-        "batch [GiB]", "kept, batch, weights [GiB]", "step [us/row]", "epoch [h]",
+        "batch [GiB]", "kept, batch, weights [GiB]", "time [us/row]", "epoch [h]",
     ]  # fmt: skip
     table = require("tabulate").tabulate(body, headers, tablefmt="github", disable_numparse=True)
     entries = 2 * given.edges + given.nodes
@@ -168,13 +168,12 @@ def report(records: Sequence[dict[str, Any]], given: argparse.Namespace) -> str:
             f"- Steps of a process in an epoch: {given.train:,} / ({given.processes} x {config['batch_size']}), "
             f"rounded up: {steps:,}.",
             f"- Measured, on {source}, {records[0]['environment']['device']}, {records[0]['environment']['threads']} "
-            f"threads a process, {config['world_size']} processes: rows per step, bytes kept, seconds of steps and of "
-            "waiting. Per row: over the rows of all products but the last; waiting over the first number of rows.",
+            f"threads a process, {config['world_size']} processes: rows per step, bytes kept, and seconds, of "
+            "processor time on CPU, of sampling and steps. Per row: over the rows of all products but the last.",
             "- kept = B/row x rows. batch = features x 4 B x first number of rows + 2 x entries x 12 B, entries in "
             "proportion to the convolutions' rows. Weights, their gradients and Adam's moments: "
             f"4 x 4 B x {parameters:,}.",
-            "- epoch = steps x (step us/row x rows + waiting), on processors and at the load of the runs. How fast a "
-            "GPU is, what exchanging gradients between machines takes, whether reading features from the host keeps "
+            "- epoch = steps x us/row x rows, on the device of the runs. How fast another is, what exchanging gradients between machines takes, whether reading features from the host keeps "
             "up, and transient memory of operators: not measured.",
             "- Host memory, once for each process as the benchmark stands:",
             *lines,

@@ -21,13 +21,13 @@ def made(tmp_path: Path) -> Path:
         "environment": {"device": "a processor", "threads": 1},
         "config": {
             "method": "baseline", "loader": "neighbor", "fan_out": [3, 2], "batch_size": 20, "layers": 2, "hidden": 8,
-            "shared_weights": False, "world_size": 2, "seed": 0,
+            "shared_weights": False, "world_size": 2, "seed": 0, "device": "cpu",
         },
         "results": {
             "saved_total_bytes": 16000, "epoch_s": 5.0,
             "sampling": {
                 "steps_per_epoch": 2, "trained_rows_per_step": 10.0, "rows_per_step": [100.0, 50.0, 10.0, 10.0],
-                "entries_per_step": 240.0, "waiting_s": 1.0,
+                "entries_per_step": 240.0, "waiting_s": 1.0, "cpu_s": 4.0,
             },
         },
     }  # fmt: skip
@@ -37,10 +37,12 @@ def made(tmp_path: Path) -> Path:
 
 
 def test_costs_are_per_row(made: Path):
-    costs = costs_of([json.loads(made.read_text())])
+    record = json.loads(made.read_text())
+    costs = costs_of([record])
     assert costs.bytes_per_row == 100  # 16000 / (100 + 50 + 10)
-    assert costs.step_s_per_row == pytest.approx(4 / 2 / 160)
-    assert costs.waiting_s_per_row == pytest.approx(1 / 2 / 100)
+    assert costs.seconds_per_row == pytest.approx(4 / 2 / 160)
+    record["config"]["device"] = "cuda"  # whose time is not the processor's
+    assert costs_of([record]).seconds_per_row == pytest.approx(5 / 2 / 160)
     assert costs.entries_per_row == 4
 
 
@@ -59,7 +61,7 @@ def test_a_projected_epoch(made: Path):
     case = project(costs_of([json.loads(made.read_text())]), [200, 100, 20, 20], 7, features=16)
     assert case.kept_bytes == 320 * 100
     assert case.batch_bytes == 200 * 16 * 4 + 2 * 4 * 120 * 12
-    assert case.epoch_s == pytest.approx(7 * (320 * 4 / 2 / 160 + 200 / 200))
+    assert case.epoch_s == pytest.approx(7 * 320 * 4 / 2 / 160)
 
 
 def test_the_report_is_called_a_projection(made: Path, capsys):

@@ -53,15 +53,15 @@ def test_a_run_goes_on_bit_for_bit(make_sampled, tiny, tmp_path, loader: str):
     resumed = train(run, tiny, quiet=True, checkpoints=RunCheckpoints(tmp_path, run.key, every=0, resume=True))
     assert resumed.resumptions == 1
     assert (resumed.loss, resumed.valid, resumed.test) == (whole.loss, whole.valid, whole.test)
-    waits = {"waiting_s": None}
-    assert resumed.sampling | waits == whole.sampling | waits
+    costs = {"waiting_s": None, "cpu_s": None}
+    assert resumed.sampling | costs == whole.sampling | costs
 
 
 @pytest.mark.parametrize("loader", EVERY)
 def test_training_learns(make_sampled, tiny, loader: str):
     result = train(make_sampled(loader, epochs=25, lr=0.03, dropout=0.0), tiny, quiet=True)
     assert result.loss[-1] < 0.5 * result.loss[0]
-    assert result.epoch_s > result.sampling["waiting_s"] > 0
+    assert result.epoch_s > result.sampling["waiting_s"] > 0 and result.sampling["cpu_s"] > 0
 
 
 @pytest.mark.parametrize("method", ["checkpoint", "offload"])
