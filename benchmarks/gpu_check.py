@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.files import write_text
 from benchmarks.harness.parts import Outcome, Part, run_parts, write_summary
 from benchmarks.harness.script import guarded
 
@@ -165,12 +166,13 @@ def _run(given: argparse.Namespace) -> int:
     name = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
     name = "cpu-smoke" if given.smoke else name
     out = (given.out or ROOT / "runs/gpu-check" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    if out.exists() and not out.is_dir():
+        raise BenchmarkError(f"'out' must be a folder (got the file '{out}'). Name another one.")
     if out.exists() and any(out.iterdir()):
         raise BenchmarkError(f"'out' must be a new folder (got '{out}', which holds files). Name another one.")
     parts, notes = parts_of(out, given.root.expanduser().absolute(), given.epochs, given.smoke)
     parts = _chosen(parts, given.part)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "environment.json").write_text(json.dumps(where, indent=1) + "\n")
+    write_text(out / "environment.json", json.dumps(where, indent=1) + "\n")
     packages = where["packages"]
     version = f"{where['device']}, CUDA {where['cuda']}, torch {packages['torch']}, triton {packages['triton']}"
     commit = (where["git_sha"] or "unknown")[:12] + (" with uncommitted changes" if where["git_dirty"] else "")

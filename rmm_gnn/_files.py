@@ -73,7 +73,12 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int = 150) -> None:
-    """Write a figure of matplotlib as `whole_file` does; the ending of ``path`` chooses the format."""
-    ending = Path(path).suffix.removeprefix(".")
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=dpi, **({"format": ending} if ending else {}))
+    """Write a figure of matplotlib as `whole_file` does.
+
+    The ending of ``path`` chooses the format; without one it is matplotlib's default, whose ending is added.
+    """
+    target = Path(path)
+    if not target.suffix:
+        target = target.with_suffix(f".{figure.canvas.get_default_filetype()}")
+    with whole_file(target) as file:
+        figure.savefig(file, dpi=dpi, format=target.suffix.removeprefix("."))

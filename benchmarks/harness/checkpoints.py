@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,7 +88,13 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
         raise BenchmarkError(f"'{path}' must be whole (got {len(body)} of {found.get('bytes')} bytes). {_ANEW}")
     if hashlib.sha256(body).hexdigest() != found.get("sha256"):
         raise BenchmarkError(f"'{path}' must be as it was written (got other bytes by its checksum). {_ANEW}")
-    state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise BenchmarkError(
+            f"'{path}' must hold nothing but tensors and plain values (got more, which is refused and was not run). "
+            f"{_ANEW}"
+        ) from error
     return state
 
 

@@ -14,8 +14,10 @@ Flags that are not given take the defaults above, the published protocol for GCN
   --smoke          starts from {flags(SMOKE)}
 In --out: records.jsonl (one line per finished run), table.md, accuracy.png (against epoch), frontier.png (accuracy and
 time against saved bytes).
-Exit codes: 0 done, 2 something to put right (said on standard error), 130 interrupted (finished runs are
-kept; --resume continues).
+Exit codes: 0 done; 2 something to put right, which is said on standard error: a value out of range, data or a
+checkpoint that cannot be read, a place that cannot be written, a run that does not fit into memory (the others go on);
+130 interrupted by Ctrl-C. Finished runs are kept in all cases, and --resume --out DIR goes on, with a run that was cut
+off from its last checkpoint (checkpoint-KEY.pt in --out).
 """
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.errors import require
+from benchmarks.harness.files import write_figure
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.rows import Record, accuracy, group_rows, label, median
 
@@ -90,6 +91,6 @@ def plot_frontier(records: Sequence[Record], folder: Path) -> Path:
     title = f"{records[0]['dataset']['title']}: GCN2, {config['layers']} layers of {config['hidden']}"
     figure.suptitle(f"{title} (line: nothing is better with fewer bytes)")
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small", markerscale=0.7)
-    figure.savefig(folder / FILE, dpi=150)
+    write_figure(figure, folder / FILE)
     plt.close(figure)
     return folder / FILE

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.datasets.base import NodeDataset
+from benchmarks.harness.errors import writing
+from benchmarks.harness.files import write_text
+from benchmarks.harness.loader_choice import FULL
+from benchmarks.harness.loaders import BatchLoader
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.run_config import RunConfig
+from benchmarks.harness.subgraphs import use_product
 from benchmarks.harness.task import Task
 from benchmarks.harness.train import build_model
+
+if TYPE_CHECKING:
+    from rmm_gnn import MemoryReport
 
 
 class _InContext(nn.Module):
@@ -34,6 +43,27 @@ def ledger_stem(run: RunConfig) -> str:
     return "ledger-" + re.sub(r"[^\w.]+", "-", run.label).strip("-")
 
 
+def measure_ledger(run: RunConfig, dataset: NodeDataset) -> MemoryReport:
+    """Measure one step of a freshly initialised model.
+
+    Args:
+        run: Any run of the row.
+        dataset: The data: on the run's device, or on CPU for runs on sampled batches, of which one is measured.
+    """
+    from rmm_gnn import memory_report
+
+    split = dataset.split_for(run.seed)
+    if run.loader == FULL:
+        task = Task.of(dataset, split.to(run.device))
+    else:
+        batch = next(BatchLoader(run, dataset, split.train).epoch(1))
+        task = batch.to(torch.device(run.device)).task()
+    model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
+    if run.loader != FULL:
+        use_product(model)
+    return memory_report(_InContext(model, run, task), *task.inputs, loss_fn=task.loss_fn)
+
+
 def write_ledger(run: RunConfig, dataset: NodeDataset, folder: Path) -> list[Path]:
     """Measure one step of a freshly initialised model and write text, JSON and picture.
 
@@ -45,13 +75,10 @@ def write_ledger(run: RunConfig, dataset: NodeDataset, folder: Path) -> list[Pat
     Returns:
         The files written.
     """
-    from rmm_gnn import memory_report
-
-    task = Task.of(dataset, dataset.split_for(run.seed).to(run.device))
-    model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
-    report = memory_report(_InContext(model, run, task), *task.inputs, loss_fn=task.loss_fn)
+    report = measure_ledger(run, dataset)
     paths = [folder / f"{ledger_stem(run)}{suffix}" for suffix in (".txt", ".json", ".png")]
-    paths[0].write_text(f"{report}\n")
-    paths[1].write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-    report.plot(paths[2])
+    write_text(paths[0], f"{report}\n")
+    write_text(paths[1], json.dumps(report.to_dict(), indent=1) + "\n")
+    with writing(paths[2]):
+        report.plot(paths[2])
     return paths

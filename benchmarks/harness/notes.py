@@ -14,7 +14,7 @@ def format_notes(records: Sequence[Record]) -> str:
     methods = list(dict.fromkeys(record["config"]["method"] for record in records))
     notes = [_stand_ins(first), _accuracy(first), _settings(records), _saved(first), _theory(first), _costs(first)]
     notes += [METHODS[name].note for name in methods if name in METHODS]
-    notes += [_loading(first)]
+    notes += [_loading(first), resumed_note(records)]
     notes += [_offload(first) if "offload" in methods else None, _environment(first)]
     return "\n".join(f"- {note}" for note in notes if note)
 
@@ -25,6 +25,17 @@ def _stand_ins(record: Record) -> str | None:
     return (
         "The features are stand-ins made from GPT predictions, not OGB's: not comparable with "
         "published ogbn-arxiv numbers."
+    )
+
+
+def resumed_note(records: Sequence[Record]) -> str | None:
+    """What resuming means for the costs; None where no run was resumed."""
+    count = sum(bool(record["results"].get("resumptions")) for record in records)
+    if not count:
+        return None
+    return (
+        f"{count} of {len(records)} runs went on from a checkpoint: seconds are those of all parts, peak memory is the "
+        "largest of them, all else is as if the run had not stopped."
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness.files import write_text
+
 SUMMARY = "summary.md"
 
 
@@ -142,7 +144,7 @@ def write_summary(out: Path, title: str, notes: Sequence[str], outcomes: Sequenc
         *(["Tests:", "", *quotes, ""] if quotes else []), "Commands:", "", *commands, "",
     ]  # fmt: skip
     text = "\n".join(lines)
-    (out / SUMMARY).write_text(text)
+    write_text(out / SUMMARY, text)
     return text
 
 

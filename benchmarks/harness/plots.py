@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.errors import require
+from benchmarks.harness.files import write_figure
 from benchmarks.harness.rows import group_rows, label
 
 FILE = "accuracy.png"
@@ -51,7 +52,7 @@ def plot_accuracy(records: Sequence[dict[str, Any]], folder: Path) -> Path:
     axes.grid(alpha=0.3)
     title = "mean, band: 1 standard deviation"
     figure.legend(title=title, loc="outside lower center", ncols=1 if len(rows) < 4 else 2, fontsize="small")
-    figure.savefig(folder / FILE, dpi=150)
+    write_figure(figure, folder / FILE)
     plt.close(figure)
     return folder / FILE
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 
 from benchmarks.harness.errors import BenchmarkError
+
+# What the system says where a place is full, closed, or no folder; any other error of it is ours.
+_OF_THE_USER = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
@@ -27,6 +33,11 @@ def guarded(work: Callable[[], int], interrupted: str) -> int:
         return work()
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _OF_THE_USER:
+            raise
+        print(f"error: {error}. Free space there, give permission, or name another place.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

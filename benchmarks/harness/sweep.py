@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,11 +13,13 @@ from benchmarks.harness import datasets, environment
 from benchmarks.harness.config import Sweep
 from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.files import write_text
 from benchmarks.harness.frontier import plot_frontier
 from benchmarks.harness.jsonl import FILE, append_record, finished_runs
 from benchmarks.harness.loader_choice import FULL, check_run, require_loader
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.out_folder import out_folder
+from benchmarks.harness.out_of_memory import explain, report_out_of_memory
 from benchmarks.harness.plots import plot_accuracy, plot_noise
 from benchmarks.harness.ranks import INTERRUPTED, Ranks
 from benchmarks.harness.records import SCHEMA, make_record
@@ -24,6 +27,9 @@ from benchmarks.harness.report import format_report
 from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints
 from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.train import train
+
+OUT_OF_MEMORY = 2
+SMALLER_BATCHES = "Take fewer nodes a batch (--batch-size, --fan-out, --parts-per-batch), or a method that keeps less."
 
 
 def run_sweep(sweep: Sweep, ranks: Ranks | None = None) -> int:
@@ -37,7 +43,7 @@ def run_sweep(sweep: Sweep, ranks: Ranks | None = None) -> int:
         ranks: This process, among those that train together: the first evaluates and writes.
 
     Returns:
-        Exit code: 0, or 130 after Ctrl-C.
+        Exit code: 0, 2 where a run did not fit into memory, or 130 after Ctrl-C.
 
     Raises:
         BenchmarkError: When the user has something to put right.
@@ -67,7 +73,19 @@ def run_sweep(sweep: Sweep, ranks: Ranks | None = None) -> int:
             for number, run in enumerate(todo, start=1):
                 checkpoints = RunCheckpoints(out, run.key, every=sweep.checkpoint_every, resume=sweep.resume)
                 position = f"[{number}/{len(todo)}]"
-                result = train(run, data, position=position, checkpoints=checkpoints, ranks=ranks)
+                try:
+                    result = train(run, data, position=position, checkpoints=checkpoints, ranks=ranks)
+                except torch.OutOfMemoryError as error:
+                    said = str(error)
+                else:
+                    said = None
+                if said is not None:  # out of the handler: the error holds what the run held
+                    name, code = f"{position} {run.label} seed {run.seed}", OUT_OF_MEMORY
+                    if ranks.world_size > 1:  # the others wait for a step that will not come
+                        raise BenchmarkError(f"{name}: out of memory ({said.splitlines()[0]}). {SMALLER_BATCHES}")
+                    full = partial(explain, run, dataset)
+                    report_out_of_memory(name, said, full if run.loader == FULL else lambda: SMALLER_BATCHES)
+                    continue
                 if ranks.is_first:
                     record = make_record(run, dataset, where, result)
                     append_record(out, record)
@@ -132,7 +150,7 @@ def _show(runs: list[RunConfig], done: dict[str, dict], out: Path) -> None:
     text = format_report(records)
     if len(records) < len(runs):
         text += f"- Incomplete: {len(records)} of {len(runs)} runs.\n"
-    (out / "table.md").write_text(text)
+    write_text(out / "table.md", text)
     pictures = [draw(records, out).name for draw in (plot_accuracy, plot_frontier)]
     pictures += [path.name for path in plot_noise(records, out)]
     print(f"\n{text}\nWrote {', '.join([FILE, 'table.md', *pictures])} in {out}")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.files import write_text
 from benchmarks.micro.timing import spread
 
 
@@ -76,8 +77,7 @@ def write(given: argparse.Namespace, environment: dict[str, Any], rows: list[dic
     for name, records in lists.items():
         lines = ",\n".join(f"  {json.dumps(_shortened(record))}" for record in records)
         parts.append(f'"{name}": [\n{lines}\n ]')
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text("{\n " + ",\n ".join(parts) + "\n}\n")
+    write_text(given.out, "{\n " + ",\n ".join(parts) + "\n}\n")
 
 
 def _shortened(record: dict[str, Any]) -> dict[str, Any]:

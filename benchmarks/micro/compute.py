@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.harness.files import write_figure, write_text
+
 # First on the path, so that the script runs from a checkout whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -142,7 +144,7 @@ def draw(timings: Sequence[Timing], path: Path, title: str) -> None:
     panel.set_title(f"{title} (thick: the frontier)", fontsize="medium")
     panel.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path)
     plt.close(figure)
 
 
@@ -214,10 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes.append("The features are stand-ins, not OGB's.")
     text = f"**{title}**\n\n{format_table(timings)}\n\n{' '.join(notes)}\n"
     out = Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(text)
+    write_text(out / "table.md", text)
     records = {"where": where, "timings": [asdict(timing) for timing in timings]}
-    (out / "compute.json").write_text(json.dumps(records, indent=1) + "\n")
+    write_text(out / "compute.json", json.dumps(records, indent=1) + "\n")
     draw(timings, out / "compute.png", title)
     print(f"\n{text}\nWrote table.md, compute.json and compute.png in {out}")
     return 0

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.harness.files import write_text
+
 # First on the path, so that the script runs from a checkout whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -213,8 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{format_times(seconds, timed.name, given.rate[-1])}\n"
     )
     out = Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(text)
+    write_text(out / "table.md", text)
     records = {
         "where": environment.describe(device),
         "title": title,
@@ -223,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "timed_layer": timed.name,
         "seconds": seconds,
     }
-    (out / "kronecker.json").write_text(json.dumps(records, indent=1) + "\n")
+    write_text(out / "kronecker.json", json.dumps(records, indent=1) + "\n")
     print(f"\n{text}\nWrote table.md and kronecker.json in {out}")
     return 0
 

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from benchmarks.harness.files import write_figure, write_text
+
 # First on the path, so that the script runs from a checkout whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -178,7 +180,7 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
         panel.set_ylabel("noise / signal of the weight gradient")
     figure.suptitle(f"{title} (thick: the frontier of all)")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small")
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path)
     plt.close(figure)
 
 
@@ -242,13 +244,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         total = (2 * len(given.sketch) + len(anchored)) * len(given.rate) * len(given.codec)
         points += tqdm(found, total=total, desc=f"{seen.layer}, epoch {seen.epoch}", file=sys.stderr)
     out = Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
     title = f"{dataset.title}: GCN2, {given.layers} layers of {given.hidden}"
     stand_ins = "\n\nThe features are stand-ins, not OGB's." if dataset.features_are_stand_ins else ""
     text = f"**{title}**\n\n{format_table(points, data_noise)}{stand_ins}\n"
-    (out / "table.md").write_text(text)
+    write_text(out / "table.md", text)
     records = {"where": environment.describe(dataset.x.device), "points": [asdict(point) for point in points]}
-    (out / "noise.json").write_text(json.dumps(records, indent=1) + "\n")
+    write_text(out / "noise.json", json.dumps(records, indent=1) + "\n")
     draw(points, out / "noise.png", title)
     print(f"\n{text}\nWrote table.md, noise.json and noise.png in {out}")
     return 0

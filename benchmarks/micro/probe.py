@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.files import write_text
+
 # First on the path, so that the script runs from a checkout whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -109,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}"
     )
     if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps({"environment": where, "modes": records}, indent=1) + "\n")
+        write_text(given.out, json.dumps({"environment": where, "modes": records}, indent=1) + "\n")
     return 0
 
 

@@ -174,8 +174,8 @@ def report(records: Sequence[dict[str, Any]], given: argparse.Namespace) -> str:
             "proportion to the convolutions' rows. Weights, their gradients and Adam's moments: "
             f"4 x 4 B x {parameters:,}.",
             "- epoch = steps x us/row x rows, on the device of the runs. How fast another one is, what exchanging "
-            "gradients between machines takes, whether reading features from the host keeps up, and transient memory of "
-            "operators: not measured.",
+            "gradients between machines takes, whether reading features from the host keeps up, and transient memory "
+            "of operators: not measured.",
             "- Host memory, once for each process as the benchmark stands:",
             *lines,
         ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.files import write_figure
 from benchmarks.micro.scaling_curves import QUANTITIES, Curve
 
 # What stands at the axes.
@@ -52,8 +53,7 @@ def draw(curves: Sequence[Curve], path: Path, title: str) -> None:
             if quantity == QUANTITIES[-1]:
                 panel.set_xlabel(axis_label)
     figure.suptitle(title, fontsize="medium")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path)
 
 
 def _draw_curve(panel: Any, curve: Curve, colour: str) -> None:

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.files import write_figure, write_text
+
 # First on the path, so that the script runs from a checkout whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -195,7 +197,7 @@ def draw(reports: dict[str, MemoryReport], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("saved for backward [MiB]")
     axes.legend(fontsize="small", frameon=False)
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path)
 
 
 def _less(value: int, base: int) -> str:
@@ -281,13 +283,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     if arguments.out is not None:
         folder = Path(arguments.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "transformer_memory.md").write_text(text + "\n")
+        write_text(folder / "transformer_memory.md", text + "\n")
         record: dict[str, Any] = {"shape": asdict(shape), "autocast": arguments.autocast, "settings": settings}
         record["rows"] = {name: report.to_dict() for name, report in reports.items()}
         record["seconds"] = seconds
         record["environment"] = environment.describe(device)
-        (folder / "transformer_memory.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_text(folder / "transformer_memory.json", json.dumps(record, indent=1) + "\n")
         draw(reports, folder / "transformer_memory.png")
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.errors import require
+from benchmarks.harness.files import write_figure
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def panels(path: Path, count: int, columns: int = 2, legend: str | None = None) 
             one.grid(alpha=0.3)
         if legend is not None:
             _legend(figure, axes[:count], legend)
-        figure.savefig(path, dpi=150)
+        write_figure(figure, path)
     finally:
         plt.close(figure)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness.errors import require
+from benchmarks.harness.files import write_text
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,10 @@ def write(page: Page, folder: Path, name: str) -> str:
     Returns:
         The text.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     page.draw(folder / f"{name}.png")
     parts = [f"# {page.title}", page.reproduces]
     parts += [f"{caption}\n\n{body}" if caption else body for caption, body in page.tables]
     parts += [f"![{page.title}]({name}.png)", "\n".join(f"- {note}" for note in page.notes if note)]
     text = "\n\n".join(parts) + "\n"
-    (folder / f"{name}.md").write_text(text)
+    write_text(folder / f"{name}.md", text)
     return text

@@ -13,8 +13,10 @@ Tasks: cola mnli mrpc qnli qqp rte sst2 stsb wnli.
 Flags that are not given take the defaults above, except that
   --smoke          starts from {flags(SMOKE)}
 In --out: records.jsonl (one line per finished run), report.md (the tables), curves.png (losses and scores by step).
-Exit codes: 0 done, 2 something to put right (said on standard error), 130 interrupted (finished runs are
-kept; --resume continues).
+Exit codes: 0 done; 2 something to put right, which is said on standard error: a value out of range, data or a
+checkpoint that cannot be read, a place that cannot be written, a run that does not fit into memory (the others go on);
+130 interrupted by Ctrl-C. Finished runs are kept in all cases, and --resume --out DIR goes on, with a run that was cut
+off from its last checkpoint (checkpoint-KEY.pt in --out).
 """
 
 

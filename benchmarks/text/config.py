@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.options import check, option
+from benchmarks.harness.options import CHECKPOINTS, check, check_checkpoints, option
 from benchmarks.text.methods import METHODS
 from benchmarks.text.precision import PRECISIONS
 from benchmarks.text.run_config import TextRun
@@ -53,7 +53,10 @@ class TextSweep:
         "roberta-base", "tiny (a small RoBERTa, its tokenizer trained on the task's text), a folder, or a hub name"
     )
     out: str | None = option(None, "folder for results; unset: a new runs/glue-TASK-DATE-TIME")
-    resume: bool = option(False, "continue in --out and skip the runs recorded there", action="store_true")
+    resume: bool = option(
+        False, "continue in --out: skip the runs recorded there, go on with those cut off", action="store_true"
+    )
+    checkpoint_every: int | None = option(None, f"steps {CHECKPOINTS}", type=int)
     smoke: bool = option(
         False, "a few steps of the tiny model on sentences made up on the spot; seconds on CPU", action="store_true"
     )
@@ -118,6 +121,7 @@ class TextSweep:
         ):  # fmt: skip
             value = getattr(self, name)
             check(name, value is None or value >= 1, "be at least 1", value, "Leave it out for the default.")
+        check_checkpoints(self.checkpoint_every)
         check("lr", self.lr is None or self.lr > 0, "be positive", self.lr, "fairseq uses 1e-5.")
         check("weight_decay", self.weight_decay >= 0, "not be negative", self.weight_decay, "Use 0 to turn it off.")
         dropout = self.attention_dropout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.measure import SavedStorages
+from rmm_gnn import MemoryReport, memory_report
 from rmm_gnn.diagnostics.process_peak import status_bytes
 
 Forward = Callable[[dict[str, Tensor]], Tensor]
@@ -61,7 +63,6 @@ def measure_step(
         inputs: A batch.
         loss_fn: Takes the logits.
     """
-    from rmm_gnn import memory_report
     from rmm_gnn.diagnostics.memory import saved_entries
 
     module, given = _AsModule(model, forward, list(inputs)), tuple(inputs.values())
@@ -70,9 +71,16 @@ def measure_step(
         with torch.random.fork_rng(devices=[device]):
             entries = saved_entries(module, given, loss_fn)
         return StepMemory(sum(entry.saved_bytes for entry in entries), None)
-    with _muted():
-        report = memory_report(module, *given, loss_fn=loss_fn)
+    report = ledger_of(model, forward, inputs, loss_fn)
     return StepMemory(report.saved_bytes, report.peak_bytes)
+
+
+def ledger_of(
+    model: nn.Module, forward: Forward, inputs: dict[str, Tensor], loss_fn: Callable[[Tensor], Tensor]
+) -> MemoryReport:
+    """The package's ledger of one step; arguments as for `measure_step`."""
+    with _muted():
+        return memory_report(_AsModule(model, forward, list(inputs)), *inputs.values(), loss_fn=loss_fn)
 
 
 @contextmanager
@@ -128,6 +136,15 @@ class MemoryTrack:
         self._left -= 1
         if self._is_cuda:
             self._bytes.append(torch.cuda.max_memory_allocated(self._device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was watched so far, and what is left to watch."""
+        return {name: copy.copy(getattr(self, name)) for name in ("_left", "_step", "_bytes", "_resident")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def record(self) -> dict[str, Any] | None:
         """JSON-able fields; None where nothing was watched."""

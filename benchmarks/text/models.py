@@ -138,10 +138,13 @@ def _open_pretrained(name: str, attention_dropout: float | None) -> ModelSource:
             )
 
         make(1)  # a folder without weights shall fail now, and not after the runs before it
-    except (OSError, ValueError, KeyError) as error:
+    except BenchmarkError:
+        raise
+    except Exception as error:  # of damaged files, each library behind it raises its own kinds
+        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise BenchmarkError(
             f"'model' must be something that transformers can load for classification (got '{name}': "
-            f"{str(error).splitlines()[0]}). Give tiny, a hub name, or a folder that save_pretrained wrote, with the "
+            f"{said}). Give tiny, a hub name, or a folder that save_pretrained wrote, with the "
             "tokenizer's files."
         ) from error
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length

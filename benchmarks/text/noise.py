@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.text.methods import rmm_config
 from benchmarks.text.run_config import TextRun
+from rmm_gnn.diagnostics.noise_record import NoiseRecord
 
 # At which the layers of a baseline are judged, as in the paper's figures.
 BASELINE_RATE = 0.5
@@ -38,6 +40,19 @@ class NoiseTrack:
         """Note by what the gradients of this step were multiplied."""
         if self._probe is not None:
             self._scales += [loss_scale] * (len(self._probe.records) - len(self._scales))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far, and the number of steps."""
+        if self._probe is None:
+            return {}
+        records = [asdict(record) for record in self._probe.records]
+        return {"step": self._probe.step, "records": records, "scales": list(self._scales)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+        if self._probe is not None:
+            self._probe.step, self._scales = state["step"], state["scales"]
+            self._probe.records.extend(NoiseRecord(**record) for record in state["records"])
 
     def record(self) -> dict[str, Any] | None:
         """JSON-able fields; None where nothing was asked for."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.harness.notes import resumed_note
+
 
 def format_notes(records: Sequence[dict[str, Any]]) -> str:
     """A Markdown list: definitions first, then what is particular to these runs, then where they were made."""
-    notes = [_score(records), _saved(), _costs(records), _methods(records), _constant(records), _environment(records)]
+    notes = [_score(records), _saved(), _costs(records), _methods(records), _constant(records), resumed_note(records)]
+    notes.append(_environment(records))
     return "\n".join(f"- {note}" for note in notes if note)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.errors import require
+from benchmarks.harness.files import write_figure
 from benchmarks.text.report import rows_of
 from benchmarks.text.tasks import TASKS
 
@@ -46,6 +47,6 @@ def plot_curves(records: Sequence[dict[str, Any]], folder: Path) -> Path:
             axes.set_xlabel("step")
             axes.grid(alpha=0.3)
     figure.legend(lines.values(), lines, title="mean over runs", loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(folder / FILE, dpi=130)
+    write_figure(figure, folder / FILE, dpi=130)
     plt.close(figure)
     return folder / FILE

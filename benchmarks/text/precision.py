@@ -38,3 +38,12 @@ class Precision:
         else:
             self._scaler.step(optimizer)  # passed over where a gradient is not finite
             self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the loss's scale."""
+        return {} if self._scaler is None else self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state)

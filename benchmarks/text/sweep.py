@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import torch
 
 from benchmarks.harness import environment
 from benchmarks.harness.errors import BenchmarkError, require
+from benchmarks.harness.files import write_text
 from benchmarks.harness.jsonl import FILE, append_record, finished_runs
+from benchmarks.harness.out_folder import out_folder
+from benchmarks.harness.out_of_memory import report_out_of_memory
+from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints
 from benchmarks.text import synthetic
 from benchmarks.text.config import TextSweep
 from benchmarks.text.data import encode, load
@@ -21,6 +26,7 @@ from benchmarks.text.examples import TaskData
 from benchmarks.text.methods import rmm_config
 from benchmarks.text.models import ModelSource, open_model
 from benchmarks.text.noise import probed_layer
+from benchmarks.text.out_of_memory import explain
 from benchmarks.text.plots import plot_curves
 from benchmarks.text.records import SCHEMA, make_record
 from benchmarks.text.report import format_report
@@ -28,6 +34,7 @@ from benchmarks.text.run_config import TextRun
 from benchmarks.text.train import Prepared, build_model, train
 
 INTERRUPTED = 130
+OUT_OF_MEMORY = 2
 _PACKAGES = (
     "rmm-gnn", "torch", "transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "triton"
 )  # fmt: skip
@@ -36,13 +43,14 @@ _PACKAGES = (
 def run_sweep(sweep: TextSweep) -> int:
     """Load data and model, train every run that has no record yet, write tables and picture.
 
-    Nothing is written before the first run has finished, so that a command that cannot work leaves no folder.
+    Nothing is written before the first run's first checkpoint or record, so that a command that cannot work leaves no
+    folder.
 
     Args:
         sweep: The resolved configuration.
 
     Returns:
-        Exit code: 0, or 130 after Ctrl-C.
+        Exit code: 0, 2 where a run did not fit into memory, or 130 after Ctrl-C.
 
     Raises:
         BenchmarkError: When the user has something to put right.
@@ -54,6 +62,7 @@ def run_sweep(sweep: TextSweep) -> int:
     _check(sweep, device)
     out = sweep.out_dir()
     done = finished_runs(out, SCHEMA, resume=sweep.resume)
+    check_unfinished(out, resume=sweep.resume)
     if sweep.threads is not None:
         torch.set_num_threads(sweep.threads)
     asked: list[tuple[TaskData, ModelSource, list[TextRun]]] = []
@@ -72,20 +81,35 @@ def run_sweep(sweep: TextSweep) -> int:
         print(f"{len(runs) - left} of {len(runs)} runs are recorded in {out}.", file=sys.stderr)
     print(f"GLUE {' '.join(sweep.task)}, {asked[0][1].title}: {left} runs on {device}", file=sys.stderr)
     where, code, number = environment.describe(device, _PACKAGES), 0, 0
-    try:
-        for data, source, of_task in asked:
-            todo = [run for run in of_task if run.key not in done]
-            prepared = _prepare(data, source, sweep.max_length) if todo else None
-            for run in todo:
-                assert prepared is not None
-                number += 1
-                result = train(run, prepared, position=f"[{number}/{left}]")
-                done[run.key] = make_record(run, prepared, where, result)
-                append_record(out, done[run.key])
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. Finished runs are kept; continue with --resume --out {out}", file=sys.stderr)
-        code = INTERRUPTED
-    _show(runs, done, out)
+    with out_folder(out):
+        clear_checkpoints(out, done)
+        try:
+            for data, source, of_task in asked:
+                todo = [run for run in of_task if run.key not in done]
+                prepared = _prepare(data, source, sweep.max_length) if todo else None
+                for run in todo:
+                    assert prepared is not None
+                    number += 1
+                    checkpoints = RunCheckpoints(out, run.key, every=sweep.checkpoint_every, resume=sweep.resume)
+                    position = f"[{number}/{left}]"
+                    try:
+                        result = train(run, prepared, position=position, checkpoints=checkpoints)
+                    except torch.OutOfMemoryError as error:
+                        said = str(error)
+                    else:
+                        said = None
+                    if said is not None:  # out of the handler: the error holds what the run held
+                        name, code = f"{position} {run.label} seed {run.seed}", OUT_OF_MEMORY
+                        report_out_of_memory(name, said, partial(explain, run, prepared))
+                        continue
+                    record = make_record(run, prepared, where, result)
+                    append_record(out, record)
+                    checkpoints.remove()
+                    done[run.key] = record
+        except KeyboardInterrupt:
+            print(f"\nInterrupted. Finished runs are kept; continue with --resume --out {out}", file=sys.stderr)
+            code = INTERRUPTED
+        _show(runs, done, out)
     return code
 
 
@@ -142,6 +166,6 @@ def _show(runs: list[TextRun], done: dict[str, dict[str, Any]], out: Path) -> No
     text = format_report(records)
     if len(records) < len(runs):
         text += f"- Incomplete: {len(records)} of {len(runs)} runs.\n"
-    (out / "report.md").write_text(text)
+    write_text(out / "report.md", text)
     picture = plot_curves(records, out)
     print(f"\n{text}\nWrote {FILE}, report.md, {picture.name} in {out}")

@@ -37,6 +37,9 @@ def read_tsv(task: GlueTask, path: Path) -> Examples:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise BenchmarkError(f"'{path}' must be UTF-8 text ({error}). Fetch it again.") from error
+    if lines[-1]:
+        # So ends one file of GLUE's own, too: said, and not refused.
+        print(f"{path}: does not end with a line end. If it was cut short, fetch it again.", file=sys.stderr)
     rows = [line.removesuffix("\r").split("\t") for line in lines if line.strip("\r")]
     first = 0 if task.columns else 1
     if len(rows) <= first:

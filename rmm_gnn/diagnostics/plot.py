@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from rmm_gnn._files import save_figure
 from rmm_gnn.diagnostics.report import MemoryReport
 
 _MAX_OPERATORS = 9
@@ -40,7 +41,7 @@ def draw(report: MemoryReport, path: str | os.PathLike[str], limit: int) -> None
     axes.set_title(f"{report.saved_bytes / _MIB:.1f} MiB, {'training' if report.training else 'eval'} mode")
     if parts:
         axes.legend(title="operator")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def _bars(report: MemoryReport, limit: int) -> tuple[list[str], dict[str, dict[str, int]]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from rmm_gnn._files import whole_file
 from rmm_gnn._validation import check_choice, check_positive_int
 from rmm_gnn.codecs import get_codec
 from rmm_gnn.config import RMMConfig
@@ -184,7 +185,7 @@ class GradientProbe:
 
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:
         """Write the records, one JSON object a line; a number that is not finite becomes null."""
-        with open(path, "w") as file:
+        with whole_file(path, "w", encoding="utf-8") as file:
             for record in self.records:
                 values = asdict(record) | {
                     "rmm_variance": record.rmm_variance,

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rmm_gnn._files import save_figure
+
 if TYPE_CHECKING:
     from rmm_gnn.diagnostics.noise_record import NoiseRecord
 
@@ -35,7 +37,7 @@ def draw(records: Iterable[NoiseRecord], path: str | os.PathLike[str], layers: I
     panels = figure.subplots(3, len(chosen), sharex=True, squeeze=False)
     for column, name in enumerate(chosen):
         _column(list(panels[:, column]), name, by_layer[name])
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def _column(panels: Sequence[Any], name: str, records: Sequence[NoiseRecord]) -> None:

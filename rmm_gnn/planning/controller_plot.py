@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from rmm_gnn._files import save_figure
+
 if TYPE_CHECKING:
     from rmm_gnn.planning.controller import RateChange
 
@@ -57,4 +59,4 @@ def draw_changes(
     for panel in (measured, rates):
         panel.set_yscale("log")
     measured.legend(fontsize="small", ncols=2)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)

@@ -22,6 +22,7 @@ from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import GlobalStorage
 
 from benchmarks.harness.datasets.base import NodeDataset, Split
+from benchmarks.harness.datasets.checks import check_archives, checked
 from benchmarks.harness.datasets.staging import download_into, missing_files
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.propagation import normalized_adjacency
@@ -61,25 +62,27 @@ def load_arxiv(root: Path, download: bool = False) -> NodeDataset:
     ogb = _import_ogb()
     if missing:
         download_into(folder, lambda temporary: _construct(ogb, temporary))
+    check_archives(folder / "processed")
+    stand_ins = (folder / STAND_INS).exists()
     try:
         data, split = _construct(ogb, root)
+        made = NodeDataset(
+            name=NAME,
+            title=STAND_INS_TITLE if stand_ins else NAME,
+            x=data.x.float(),
+            y=data.y.view(-1).long(),
+            adjacency=normalized_adjacency(data.edge_index, data.num_nodes),
+            num_classes=int(data.y.max()) + 1,
+            split=Split(split["train"], split["valid"], split["test"]),
+            features_are_stand_ins=stand_ins,
+            accuracy=_ogb_accuracy(ogb),
+        )
     except (Exception, SystemExit) as error:  # pandas, gzip, pickle and ogb itself each raise their own kinds
         raise BenchmarkError(
             f"'{folder.absolute()}' could not be read ({type(error).__name__}: {error}). Get the files "
             f"again; if '{folder / 'processed'}' is from another version, delete that folder."
         ) from error
-    stand_ins = (folder / STAND_INS).exists()
-    return NodeDataset(
-        name=NAME,
-        title=STAND_INS_TITLE if stand_ins else NAME,
-        x=data.x.float(),
-        y=data.y.view(-1).long(),
-        adjacency=normalized_adjacency(data.edge_index, data.num_nodes),
-        num_classes=int(data.y.max()) + 1,
-        split=Split(split["train"], split["valid"], split["test"]),
-        features_are_stand_ins=stand_ins,
-        accuracy=_ogb_accuracy(ogb),
-    )
+    return checked(made, folder.absolute())
 
 
 def _how_to_get(folder: Path, missing: list[str]) -> str:

@@ -9,6 +9,7 @@ array), and ``node_label`` the classes.  Published files have no split, so every
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def load_npz(path: Path) -> NodeDataset:
         x = _dense(features, num_nodes)
     except ValueError as error:
         raise BenchmarkError(f"'{path}' cannot be used: {error}") from error
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
+    # The last three: damaged compressed data, an unknown way to compress, an entry that is said to be encrypted.
+    except (
+        zipfile.BadZipFile, OSError, EOFError, KeyError, zlib.error, NotImplementedError, RuntimeError,
+    ) as error:  # fmt: skip
         raise BenchmarkError(f"'{path}' is not a readable .npz file ({error}). Get it again.") from error
     classes, y = np.unique(labels, return_inverse=True)
     return NodeDataset(

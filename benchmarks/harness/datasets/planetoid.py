@@ -7,18 +7,22 @@ import sys
 from pathlib import Path
 
 from benchmarks.harness.datasets.base import NodeDataset, Split
+from benchmarks.harness.datasets.checks import check_archives, checked
+from benchmarks.harness.datasets.planetoid_files import check_raw
 from benchmarks.harness.datasets.staging import download_into, missing_files
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.propagation import normalized_adjacency
 
 NAMES = {name.lower(): name for name in ("Cora", "CiteSeer", "PubMed")}
+PUBLIC = (500, 1000)  # validation and test nodes of the public split, in each of them
 PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 
 
 def load_planetoid(name: str, root: Path, download: bool = False) -> NodeDataset:
     """Read ``ROOT/NAME/raw/ind.name.*``; features as published, without row normalisation.
 
-    The files are pickles that PyG reads without restriction: use only files you trust.
+    The files are pickles.  They are read with nothing but arrays, matrices and lists first, and refused where they hold
+    anything else, since PyG reads them without restriction.
 
     Args:
         name: Cora, CiteSeer or PubMed, in any case.
@@ -53,21 +57,31 @@ def load_planetoid(name: str, root: Path, download: bool = False) -> NodeDataset
 
     if missing:
         download_into(folder, lambda temporary: Planetoid(str(temporary), name))
+    check_archives(folder / "processed")
     try:
+        check_raw(folder / "raw", name.lower())
         with contextlib.redirect_stdout(sys.stderr):
             dataset = Planetoid(str(root), name)
+        data = dataset[0]
+        masks = (data.train_mask, data.val_mask, data.test_mask)
+        made = NodeDataset(
+            name=f"planetoid:{name}",
+            title=name,
+            x=data.x.float(),
+            y=data.y.long(),
+            adjacency=normalized_adjacency(data.edge_index, data.num_nodes),
+            num_classes=dataset.num_classes,
+            split=Split(*(mask.nonzero().view(-1) for mask in masks)),
+        )
     except Exception as error:  # unpickling damaged files raises anything
         raise BenchmarkError(
             f"'{folder.absolute()}' could not be read ({type(error).__name__}: {error}). Get the files again."
         ) from error
-    data = dataset[0]
-    masks = (data.train_mask, data.val_mask, data.test_mask)
-    return NodeDataset(
-        name=f"planetoid:{name}",
-        title=name,
-        x=data.x.float(),
-        y=data.y.long(),
-        adjacency=normalized_adjacency(data.edge_index, data.num_nodes),
-        num_classes=dataset.num_classes,
-        split=Split(*(mask.nonzero().view(-1) for mask in masks)),
-    )
+    assert made.split is not None
+    sizes = len(made.split.valid), len(made.split.test)
+    if sizes != PUBLIC:
+        raise BenchmarkError(
+            f"'{folder.absolute()}' must have {PUBLIC[0]} validation and {PUBLIC[1]} test nodes (got {sizes[0]} and "
+            f"{sizes[1]}). Get the files again."
+        )
+    return checked(made, folder.absolute())

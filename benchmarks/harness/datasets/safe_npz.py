@@ -36,7 +36,9 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
+class RestrictedUnpickler(pickle.Unpickler):
+    """Rebuilds NumPy arrays and, as shells, CSR matrices; any other name is an UnpicklingError."""
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
@@ -124,15 +126,26 @@ def read_entry(archive: zipfile.ZipFile, name: str) -> np.ndarray | Csr:
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
     try:
-        value = _RestrictedUnpickler(stream, encoding="latin1").load()
+        value = RestrictedUnpickler(stream, encoding="latin1").load()
     except Exception as error:  # a damaged or hostile pickle can raise anything while it is rebuilt
         raise ValueError(
             f"'{name}' must hold only NumPy arrays and CSR matrices, no other pickled objects "
             f"(got one that is refused: {error}). Do not load this file elsewhere unless you trust it."
         ) from error
-    value = value.item() if isinstance(value, np.ndarray) and value.shape == () else value
-    if isinstance(value, _CsrShell):
-        fields = vars(value)
-        parts = {part: fields.get(part) for part in ("data", "indices", "indptr")}
-        return Csr.checked(name, **parts, shape=fields.get("_shape", fields.get("shape")))
+    value = matrix_of(value.item() if isinstance(value, np.ndarray) and value.shape == () else value, name)
+    if isinstance(value, Csr):
+        return value
     raise ValueError(f"'{name}' must box one CSR matrix (got {type(value).__name__}). Save it again.")
+
+
+def matrix_of(value: Any, name: str) -> Any:
+    """What a `RestrictedUnpickler` returned, a shell of a CSR matrix checked and made one.
+
+    Raises:
+        ValueError: When its parts do not fit.
+    """
+    if not isinstance(value, _CsrShell):
+        return value
+    fields = vars(value)
+    parts = {part: fields.get(part) for part in ("data", "indices", "indptr")}
+    return Csr.checked(name, **parts, shape=fields.get("_shape", fields.get("shape")))

@@ -14,7 +14,7 @@ from benchmarks.harness.errors import BenchmarkError
 from benchmarks.text.batches import endless_batches
 from benchmarks.text.config import TextSweep
 from benchmarks.text.data import Encoded
-from benchmarks.text.evaluate import evaluate, loss_of
+from benchmarks.text.evaluate import Evaluation, evaluate, loss_of
 from benchmarks.text.noise import probed_layer
 from benchmarks.text.precision import Precision
 from benchmarks.text.tasks import TASKS
@@ -76,13 +76,13 @@ def test_every_method_learns_the_mood_of_sentences(row: int, smoke):
 
 
 def test_the_best_evaluation_counts(smoke, monkeypatch):
-    import benchmarks.text.train as module
+    import benchmarks.text.training as module
 
     scores = iter([40.0, 70.0, 70.0, 60.0])
 
     def scripted(*arguments: object):
         score = next(scores)
-        return module.Evaluation(score, {"accuracy": score / 100}, 0.5, False)
+        return Evaluation(score, {"accuracy": score / 100}, 0.5, False)
 
     monkeypatch.setattr(module, "evaluate", scripted)
     sweep = smoke(max_steps=4, epochs=2, eval_every_steps=1)
