@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.loader_choice import FULL, LOADERS, SETTINGS
 from benchmarks.harness.method_choice import AXES, SYNTAX, parse_method
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.options import CHECKPOINTS, check, check_checkpoints, option
@@ -107,7 +108,33 @@ class Sweep:
     )
     runs: int = option(3, "runs per row; run i uses seed + i in every row", type=int)
     seed: int = option(0, "seed of the first run (weights, dropout, random splits)", type=int)
-    epochs: int = option(1000, "full-batch training steps", type=int)
+    loader: str = option(
+        FULL,
+        "full: the whole graph at every step; neighbor: sampled neighbourhoods of training nodes; cluster, "
+        "random-nodes: parts of the graph, by METIS or at random; saint: random walks; under torchrun any but full",
+        choices=tuple(LOADERS),
+    )
+    fan_out: tuple[int, ...] | None = option(
+        None,
+        "neighbor: neighbours sampled per node and hop, nearest hop first; -1: all; one number: for as many hops as "
+        "there are layers; unset: 10 5 5, or as many of these as there are layers",
+        nargs="+",
+        type=int,
+    )
+    batch_size: int = option(1024, "neighbor: training nodes, saint: walks, per batch and process", type=int)
+    num_parts: int = option(100, "cluster, random-nodes: parts that the graph is divided into", type=int)
+    parts_per_batch: int = option(10, "cluster, random-nodes: parts that make a batch of a process", type=int)
+    walk_length: int = option(2, "saint: steps of a random walk", type=int)
+    coverage: int = option(50, "saint: samples per node from which probabilities are estimated", type=int)
+    edge_weights: str | None = option(
+        None,
+        "scaled: what a loader drops is made up for by larger weights of the edges that it keeps; plain: the full "
+        "graph's weights; unset: scaled with neighbor and saint, plain with cluster and random-nodes",
+        choices=("scaled", "plain"),
+    )
+    eval_chunk: int = option(65536, "nodes evaluated at a time, layer by layer; not with --loader full", type=int)
+    workers: int = option(0, "processes that sample, for each that trains; 0: the one that trains", type=int)
+    epochs: int = option(1000, "passes over the training nodes; with --loader full a step each", type=int)
     eval_every: int = option(1, "epochs between evaluations; the last epoch is always evaluated", type=int)
     layers: int = option(16, "GCN2 convolutions", type=int)
     hidden: int = option(256, "hidden channels", type=int)
@@ -138,6 +165,17 @@ class Sweep:
                 getattr(self, name),
                 "Give a positive integer.",
             )
+        for name in ("batch_size", "num_parts", "parts_per_batch", "walk_length", "coverage", "eval_chunk"):
+            check(name, getattr(self, name) >= 1, "be at least 1", getattr(self, name), "Give a positive integer.")
+        check("workers", self.workers >= 0, "not be negative", self.workers, "Use 0 to sample where one trains.")
+        parts = self.parts_per_batch
+        rule = f"be at most the number of parts, {self.num_parts}"
+        check("parts_per_batch", parts <= self.num_parts, rule, parts, "Give fewer, or raise --num-parts.")
+        if self.fan_out is not None:
+            hops = all(number == -1 or number >= 1 for number in self.fan_out)
+            check("fan_out", hops, "hold positive numbers, or -1 for all", self.fan_out, "Write it as 10 5 5.")
+            rule = f"have at most one number for each of {self.layers} layers"
+            check("fan_out", len(self.fan_out) <= self.layers, rule, self.fan_out, "Leave out the last ones.")
         if self.threads is not None:
             check("threads", self.threads >= 1, "be at least 1", self.threads, "Leave it out for the default.")
         for name in ("dropout", "alpha"):
@@ -179,16 +217,25 @@ class Sweep:
         name = f"{kind}-{Path(rest).stem}" if rest else kind
         return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
-    def expand(self, data_fingerprint: str, device: str) -> list[RunConfig]:
+    def expand(self, data_fingerprint: str, device: str, world_size: int = 1) -> list[RunConfig]:
         """All runs, first run of every row first, so that an interrupted sweep holds complete pairs."""
         taken = {f.name for f in fields(RunConfig)} & {f.name for f in fields(Sweep)}
         own = {name: getattr(self, name) for name in taken} | {
             "data_fingerprint": data_fingerprint,
             "device": device,
+            "world_size": world_size,
+            "fan_out": self._hops(),
+            "edge_weights": self.edge_weights or LOADERS[self.loader].edge_weights,
         }
+        own |= dict.fromkeys(set(SETTINGS) - set(LOADERS[self.loader].settings))
         return [
             RunConfig(**(own | row | {"seed": self.seed + run})) for run in range(self.runs) for row in self._rows()
         ]
+
+    def _hops(self) -> tuple[int, ...]:
+        if self.fan_out is None:
+            return (10, 5, 5)[: self.layers]
+        return self.fan_out * self.layers if len(self.fan_out) == 1 else self.fan_out
 
     def _rows(self) -> list[dict[str, Any]]:
         """The method and the `AXES` of every row of the table; None for a setting the method does not have."""

@@ -7,13 +7,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.errors import writing
 from benchmarks.harness.files import write_text
+from benchmarks.harness.loader_choice import FULL
+from benchmarks.harness.loaders import BatchLoader
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.run_config import RunConfig
+from benchmarks.harness.subgraphs import use_product
 from benchmarks.harness.task import Task
 from benchmarks.harness.train import build_model
 
@@ -44,12 +48,19 @@ def measure_ledger(run: RunConfig, dataset: NodeDataset) -> MemoryReport:
 
     Args:
         run: Any run of the row.
-        dataset: The data, on the run's device.
+        dataset: The data: on the run's device, or on CPU for runs on sampled batches, of which one is measured.
     """
     from rmm_gnn import memory_report
 
-    task = Task.of(dataset, dataset.split_for(run.seed).to(run.device))
+    split = dataset.split_for(run.seed)
+    if run.loader == FULL:
+        task = Task.of(dataset, split.to(run.device))
+    else:
+        batch = next(BatchLoader(run, dataset, split.train).epoch(1))
+        task = batch.to(torch.device(run.device)).task()
     model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
+    if run.loader != FULL:
+        use_product(model)
     return memory_report(_InContext(model, run, task), *task.inputs, loss_fn=task.loss_fn)
 
 

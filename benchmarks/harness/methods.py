@@ -111,7 +111,7 @@ def _prepare_lean(model: nn.Module, run: RunConfig, task: Task) -> nn.Module:
 def _lean_context(model: nn.Module, run: RunConfig, task: Task) -> AbstractContextManager[Any]:
     from rmm_gnn import compress_activations
 
-    return compress_activations(_rmm_config(run), held=task.inputs if run.held else ())
+    return compress_activations(_rmm_config(run), held=task.held if run.held else ())
 
 
 def _check_exact(run: RunConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,26 +72,46 @@ class GCN2(nn.Module):
     def forward(
         self,
         x: Tensor,  # [N, in_channels]
-        adjacency: Tensor,  # [N, N], torch.sparse_csr, symmetric, normalised
+        adjacency: Tensor | Sequence[Tensor],  # [N, N], torch.sparse_csr, normalised; or one matrix a layer
     ) -> Tensor:  # [N, out_channels]
-        """Class scores of every node."""
-        x = F.dropout(x, self.dropout, self.training)
-        x_0 = self.lin_in(x).relu()
+        """Class scores of every node, or of the rows of the last matrix.
+
+        Args:
+            x: Features.
+            adjacency: One matrix for all layers, or one for each: the rows of layer l are then the first columns that
+                the matrix of layer l + 1 has, so that a layer computes what the next one reads and no more.
+        """
+        x_0 = self.first(x)
         x = F.dropout(x_0, self.dropout, self.training)
-        block = self._recomputed_block if self.checkpoint and self.training else self._block
-        for layer in range(len(self.convs)):
-            x = block(layer, x, x_0, adjacency)
+        block = self._recomputed_block if self.checkpoint and self.training else self.block
+        matrices = [adjacency] * len(self.convs) if isinstance(adjacency, Tensor) else adjacency
+        for layer, matrix in enumerate(matrices):
+            # A slice of all rows would be another tensor, with nothing gained.
+            own = x if matrix.shape[0] == x.shape[0] else x[: matrix.shape[0]]
+            x = block(layer, x, own, x_0, matrix)
         return self.lin_out(x)
 
-    def _block(self, layer: int, x: Tensor, x_0: Tensor, adjacency: Tensor) -> Tensor:  # [N, C] -> [N, C]
-        x = (self.norms[layer](self.convs[layer](x, x_0, adjacency)) + x).relu()
+    def first(self, x: Tensor) -> Tensor:  # [n, in_channels] -> [n, C]
+        r""":math:`x_0`: dropout of the features, the first Linear and ReLU."""
+        return self.lin_in(F.dropout(x, self.dropout, self.training)).relu()
+
+    def block(
+        self,
+        layer: int,
+        x: Tensor,  # [m, C]: the columns of the matrix
+        own: Tensor,  # [n, C]: x of the rows
+        x_0: Tensor,  # [n, C], or more, of which the first n are the rows'
+        adjacency: Tensor,  # [n, m]
+    ) -> Tensor:  # [n, C]
+        """Convolution, BatchNorm, residual, ReLU and dropout of some rows."""
+        x = (self.norms[layer](self.convs[layer](x, x_0, adjacency)) + own).relu()
         return F.dropout(x, self.dropout, self.training)
 
-    def _recomputed_block(self, layer: int, x: Tensor, x_0: Tensor, adjacency: Tensor) -> Tensor:
+    def _recomputed_block(self, layer: int, x: Tensor, own: Tensor, x_0: Tensor, adjacency: Tensor) -> Tensor:
         def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
             return contextlib.nullcontext(), _frozen_statistics(self.norms[layer])
 
-        return checkpoint(self._block, layer, x, x_0, adjacency, use_reentrant=False, context_fn=contexts)
+        return checkpoint(self.block, layer, x, own, x_0, adjacency, use_reentrant=False, context_fn=contexts)
 
 
 @contextlib.contextmanager
@@ -115,5 +135,13 @@ def robust_loss(
 
     It grows with the logarithm of the cross-entropy, so that mislabelled papers pull less.
     """
+    return robust_losses(logits, y).mean()
+
+
+def robust_losses(
+    logits: Tensor,  # [n, classes]
+    y: Tensor,  # [n]
+) -> Tensor:  # [n]
+    """The terms that `robust_loss` is the mean of."""
     cross_entropy = F.cross_entropy(logits, y, reduction="none")
-    return ((LOSS_EPS + cross_entropy).log() - math.log(LOSS_EPS)).mean()
+    return (LOSS_EPS + cross_entropy).log() - math.log(LOSS_EPS)

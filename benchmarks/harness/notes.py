@@ -14,7 +14,7 @@ def format_notes(records: Sequence[Record]) -> str:
     methods = list(dict.fromkeys(record["config"]["method"] for record in records))
     notes = [_stand_ins(first), _accuracy(first), _settings(records), _saved(first), _theory(first), _costs(first)]
     notes += [METHODS[name].note for name in methods if name in METHODS]
-    notes += [resumed_note(records)]
+    notes += [_loading(first), resumed_note(records)]
     notes += [_offload(first) if "offload" in methods else None, _environment(first)]
     return "\n".join(f"- {note}" for note in notes if note)
 
@@ -84,9 +84,27 @@ def _theory(record: Record) -> str:
 
 
 def _costs(record: Record) -> str:
+    epoch = "all steps and the waiting for their batches" if record["results"].get("sampling") else "training step"
     return (
-        f"Peak memory: {record['results']['peak_definition']}. Seconds per epoch: median training step, evaluation "
+        f"Peak memory: {record['results']['peak_definition']}. Seconds per epoch: median {epoch}, evaluation "
         "not counted; in brackets as a share of the baseline's."
+    )
+
+
+def _loading(record: Record) -> str | None:
+    sampling, config = record["results"].get("sampling"), record["config"]
+    if not sampling:
+        return None
+    rows = ", ".join(f"{number:,.0f}" for number in sampling["rows_per_step"])
+    weights = (
+        "its own over the probability that the loader keeps it" if config["edge_weights"] == "scaled" else "its own"
+    )
+    return (
+        f"Sampled: {sampling['steps_per_epoch']} steps an epoch in each of {config['world_size']} processes; a step of "
+        f"the first has on average {sampling['trained_rows_per_step']:,.0f} trained rows and, from the first Linear to "
+        f"the last, {rows} rows. Saved and peak are this process's, saved that of its first batch, whose features and "
+        f"matrices are not counted. Weight of an edge: {weights}. Evaluation: the full graph, exact, in chunks of "
+        f"{config['eval_chunk']:,} nodes."
     )
 
 

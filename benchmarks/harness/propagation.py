@@ -53,7 +53,7 @@ def normalized_adjacency(
     scale = sparse.diags(np.asarray(graph.sum(axis=1)).ravel() ** -0.5)
     graph = (scale @ graph @ scale).tocsr().astype(np.float32)
     graph.sort_indices()
-    adjacency = _csr_tensor(graph)
+    adjacency = csr_tensor(graph)
     if not is_symmetric(adjacency):
         raise ValueError("'edge_index' must give a symmetric matrix (got another one). Report this as a bug.")
     return adjacency
@@ -117,7 +117,8 @@ def use_symmetric_product(model: nn.Module) -> nn.Module:
     return model
 
 
-def _csr_tensor(matrix: Any) -> Tensor:
+def csr_tensor(matrix: Any) -> Tensor:
+    """A scipy CSR matrix as a tensor that shares its values, with int64 indices."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(beta state|invariant checks).*")  # said once per process
         return torch.sparse_csr_tensor(

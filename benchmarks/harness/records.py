@@ -45,6 +45,7 @@ def make_record(
         },
         "config": asdict(run),
         "settings": run.settings,
+        "loading": run.loading,
         "method_config": METHODS[run.method].describe(run),
         "theory": _theory(run),
         "environment": environment,

@@ -113,4 +113,10 @@ def _title(record: Record) -> str:
         f"{data['num_features']} features, {data['num_classes']} classes): "
         f"GCN2, {config['layers']} layers of {config['hidden']}, {config['epochs']} epochs"
         + ("" if config["bn_momentum"] == 0.1 else f", BatchNorm momentum {config['bn_momentum']:g}")
+        + _loading(record)
     )
+
+
+def _loading(record: Record) -> str:
+    words, processes = record.get("loading"), record["config"].get("world_size", 1)
+    return (f", loader {words}" if words else "") + (f", {processes} processes" if processes > 1 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.harness.kept_bytes import KeptBytes
 
@@ -19,7 +20,8 @@ class TrainResult:
         saved: Bytes kept for backward by one step; parameters and data not counted.
         peak_bytes: Peak memory, or None where it cannot be had.
         peak_definition: What `peak_bytes` counts.
-        epoch_s: Median seconds of a training step: forward, backward, optimiser; without evaluation.
+        epoch_s: Median seconds of an epoch's training steps (one, on the full batch): forward, backward, optimiser, and
+            what batches were waited for; without evaluation.
         wall_s: Seconds of the whole run, but for measurements of kept bytes and checkpoints between its steps.  Of a
             run that was resumed, the sum over its parts, each up to the last checkpoint that it wrote.
         loss: Training loss of every epoch.
@@ -31,6 +33,8 @@ class TrainResult:
         checkpoint_s: Seconds of writing checkpoints.
         resumptions: How often the run went on from a checkpoint; peak memory is then the largest of its parts, times of
             steps are from all of them, and all else is as if it had not stopped.
+        sampling: For runs on sampled batches, what these were in the first process, see `SamplingCosts`, and a hash of
+            the trained weights for every process; else None.
     """
 
     best_epoch: int
@@ -50,3 +54,4 @@ class TrainResult:
     noise: list[tuple[int, str, float, float]] = field(default_factory=list)
     checkpoint_s: float = 0.0
     resumptions: int = 0
+    sampling: dict[str, Any] | None = None

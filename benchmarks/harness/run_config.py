@@ -6,13 +6,17 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
+from benchmarks.harness.loader_choice import FULL, LOADERS, SETTINGS
+from benchmarks.harness.options import words
+
 
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that decides one training run, resolved: two runs with equal fields may replace each other.
 
-    ``sketch`` to ``noise_target`` are None where the method has no such setting.  ``rate`` is a share of rows for
-    methods that sketch and a share of features for EXACT.
+    ``sketch`` to ``noise_target`` are None where the method has no such setting, ``fan_out`` to ``workers`` where the
+    loader has none.  ``rate`` is a share of rows for methods that sketch and a share of features for EXACT.
+    ``world_size`` counts the processes that train.
     """
 
     dataset: str
@@ -46,6 +50,17 @@ class RunConfig:
     clip: float
     device: str
     threads: int | None
+    loader: str = FULL
+    fan_out: tuple[int, ...] | None = None
+    batch_size: int | None = None
+    num_parts: int | None = None
+    parts_per_batch: int | None = None
+    walk_length: int | None = None
+    coverage: int | None = None
+    edge_weights: str | None = None
+    eval_chunk: int | None = None
+    workers: int | None = None
+    world_size: int = 1
 
     @property
     def key(self) -> str:
@@ -58,6 +73,9 @@ class RunConfig:
             del values["anchor"]
         if not self.held:
             del values["held"]
+        if self.loader == FULL:
+            for name in ("loader", "world_size", *SETTINGS):
+                del values[name]
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -82,6 +100,15 @@ class RunConfig:
             target = "" if self.noise_target is None else f" for noise {self.noise_target:g}"
             parts.append(f"adaptive {self.adaptive}{target}")
         return ", ".join(parts)
+
+    @property
+    def loading(self) -> str:
+        """The loader and its settings, such as ``neighbor (fan out 10 5, batch size 512)``; empty for ``full``."""
+        if self.loader == FULL:
+            return ""
+        names = [name for name in LOADERS[self.loader].settings if name not in ("eval_chunk", "workers")]
+        settings = ", ".join(f"{name.replace('_', ' ')} {words(getattr(self, name))}" for name in names)
+        return f"{self.loader} ({settings})"
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""One run by the protocol: full batch, evaluated as it goes, reported at the best validation epoch."""
+"""One run by the protocol: evaluated as it goes, reported at the best validation epoch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from tqdm import tqdm
 
 from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.kept_bytes import KeptBytes
+from benchmarks.harness.loader_choice import FULL
 from benchmarks.harness.measure import stopwatch
+from benchmarks.harness.ranks import Ranks
 from benchmarks.harness.result import TrainResult
 from benchmarks.harness.run_checkpoints import RunCheckpoints
 from benchmarks.harness.run_config import RunConfig
+from benchmarks.harness.sampled_training import SampledTraining
 from benchmarks.harness.training import Training, build_model, training_loss
 
 __all__ = ["KeptBytes", "TrainResult", "build_model", "train", "training_loss"]
@@ -25,15 +28,17 @@ def train(
     position: str = "",
     quiet: bool = False,
     checkpoints: RunCheckpoints | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainResult:
     """Train once, from the start or from where a checkpoint stands.
 
     Args:
         run: What to do.
-        dataset: The data, already on the run's device.
+        dataset: The data: already on the run's device for the full batch, on CPU for sampled ones.
         position: Shown before the progress bar, such as ``[2/6]``.
         quiet: No progress bar.
-        checkpoints: Where the run is stored between epochs; None stores nothing.
+        checkpoints: Where the run is stored between epochs; None stores nothing.  The first process writes and reads.
+        ranks: This process, among those that train together.
 
     Returns:
         Accuracies, costs and curves.
@@ -41,8 +46,11 @@ def train(
     Raises:
         BenchmarkError: When a checkpoint cannot be read or written.
     """
-    state = None if checkpoints is None else checkpoints.read()
-    training = Training(run, dataset, state)
+    ranks = ranks or Ranks()
+    state = None
+    if checkpoints is not None:
+        state = ranks.of_first(ranks.agree(lambda: checkpoints.read() if ranks.is_first else None))
+    training = Training(run, dataset, state) if run.loader == FULL else SampledTraining(run, dataset, state, ranks)
     del state
     costs, curves, device = training.costs, training.curves, torch.device(run.device)
     name = f"{position} {run.label} seed {run.seed}".strip()
@@ -63,7 +71,7 @@ def train(
             training.run_epoch()
             valid = f"{100 * curves.valid[-1]:.2f}%" if curves.valid else "-"
             bar.set_postfix(loss=f"{curves.loss[-1]:.4f}", valid=valid, refresh=False)
-            if checkpoints is not None and epoch < run.epochs and checkpoints.is_due(epoch):
+            if ranks.is_first and checkpoints is not None and epoch < run.epochs and checkpoints.is_due(epoch):
                 state = training.state_dict()
                 with stopwatch(device, costs.checkpoint_s):
                     checkpoints.write(state)
