@@ -1,6 +1,7 @@
 """The documentation builds without a warning, and its reference has every public name."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -74,3 +75,13 @@ def test_no_public_package_is_left_out():
         if "__all__" in path.read_text()
     }
     assert found == set(PUBLIC)
+
+
+def test_tests_bring_what_the_documentation_needs():
+    """The extra `dev` repeats the extra `docs`: one that named the other would name this package."""
+    text = (ROOT / "pyproject.toml").read_text()
+    needed, tests = (
+        re.search(rf"^{extra} = \[\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1] for extra in ("docs", "dev")
+    )
+    packages = re.findall(r'"([\w-]+>=[\d.]+)"', needed)
+    assert len(packages) == 3 and all(f'"{package}"' in tests for package in packages)
