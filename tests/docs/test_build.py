@@ -57,6 +57,13 @@ def exporters(module, name):
     return [other for other in map(import_module, PUBLIC) if name in other.__all__ and getattr(other, name) is wanted]
 
 
+def test_authors_keep_their_initials(built):
+    """reStructuredText would take "M. Charikar" at the start of a line for item M of a list."""
+    out, _ = built
+    text = (out / "api" / "sketches.html").read_text()
+    assert "M. Charikar" in text and "P. Drineas" in text and '<ol class="upperalpha' not in text
+
+
 @pytest.mark.parametrize("module", PUBLIC)
 def test_reference_has_every_public_name(documented, module):
     names = import_module(module).__all__

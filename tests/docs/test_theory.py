@@ -143,6 +143,12 @@ def test_balanced_count_sketch(num_rows, size):
     check(every.balanced_count_sketch(num_rows, size), x, y, p * (a + c - 2 * d), CountSketch(), size)
 
 
+def test_balanced_buckets_are_never_worse_than_independent_ones():
+    for num_rows in range(2, 60):
+        for size in range(1, num_rows + 1):
+            assert pair_share(num_rows, size) <= 1 / size
+
+
 @pytest.mark.parametrize(("num_rows", "size", "blocks"), [(3, 3, 2), (4, 2, 2), (3, 2, 1), (3, 2, 2)])
 def test_block_rademacher(num_rows, size, blocks):
     x, y = data(num_rows)
