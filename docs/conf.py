@@ -1,5 +1,6 @@
 """Sphinx configuration.  Build with ``bash scripts/docs.sh``: warnings are errors, and nothing is downloaded."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -53,5 +54,11 @@ def _show_public_bases(app, name, cls, options, bases):
     bases[:] = [base for base in found if not any(issubclass(other, base) for other in found if other is not base)]
 
 
+def _keep_initials(app, what, name, obj, options, lines):
+    """Keep "M. Charikar" at the start of a line from being item M of a list."""
+    lines[:] = [re.sub(r"^(\s*)(?=[A-Z]\. [A-Z])", r"\1\\", line) for line in lines]
+
+
 def setup(app):
     app.connect("autodoc-process-bases", _show_public_bases)
+    app.connect("autodoc-process-docstring", _keep_initials)

@@ -1,6 +1,7 @@
 """The documentation builds without a warning, and its reference has every public name."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -56,6 +57,13 @@ def exporters(module, name):
     return [other for other in map(import_module, PUBLIC) if name in other.__all__ and getattr(other, name) is wanted]
 
 
+def test_authors_keep_their_initials(built):
+    """reStructuredText would take "M. Charikar" at the start of a line for item M of a list."""
+    out, _ = built
+    text = (out / "api" / "sketches.html").read_text()
+    assert "M. Charikar" in text and "P. Drineas" in text and '<ol class="upperalpha' not in text
+
+
 @pytest.mark.parametrize("module", PUBLIC)
 def test_reference_has_every_public_name(documented, module):
     names = import_module(module).__all__
@@ -74,3 +82,13 @@ def test_no_public_package_is_left_out():
         if "__all__" in path.read_text()
     }
     assert found == set(PUBLIC)
+
+
+def test_tests_bring_what_the_documentation_needs():
+    """The extra `dev` repeats the extra `docs`: one that named the other would name this package."""
+    text = (ROOT / "pyproject.toml").read_text()
+    needed, tests = (
+        re.search(rf"^{extra} = \[\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1] for extra in ("docs", "dev")
+    )
+    packages = re.findall(r'"([\w-]+>=[\d.]+)"', needed)
+    assert len(packages) == 3 and all(f'"{package}"' in tests for package in packages)
