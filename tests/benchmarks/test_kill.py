@@ -26,7 +26,7 @@ ADAPTIVE = "rmm-lean:adaptive=rate,noise-target=4,codec=int8"
 METHODS = ["baseline", "rmm:sketch=importance_sampling", ADAPTIVE]
 GLUE = [
     "--smoke", "--task", "sst2", "--runs", "1", "--rate", "none", "0.5", "--method", "rmm", "rmm-lean", "--sketch",
-    "importance_sampling", "--epochs", "2", "--max-steps", "10", "--eval-every-steps", "4", "--threads", "1",
+    "importance_sampling", "--batch-size", "8", "--max-steps", "10", "--eval-every-steps", "4", "--threads", "1",
 ]  # fmt: skip
 
 
