@@ -83,3 +83,22 @@ def test_every_benchmark_is_run_to_its_end_by_a_test(path):
 
 def test_commands_are_found():
     assert {"ogbn_arxiv", "glue", "gpu_check", "linear", "noise", "compute"} <= {path.stem for path in COMMANDS}
+
+
+INDEX = (ROOT / "benchmarks/README.md").read_text()
+
+
+def test_the_index_names_every_report_and_nothing_that_is_not_there():
+    for path in (ROOT / "scripts").glob("reproduce_*.sh"):
+        assert f"`bash scripts/{path.name}" in INDEX, path.name
+    named = re.findall(r"(?:bash|python|pytest) ((?:scripts|benchmarks|tests)/[\w/]+\.(?:sh|py))", INDEX)
+    named += [f"benchmarks/{link}" for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", INDEX)]
+    named += re.findall(r"`(docs/\w+\.png)`", INDEX)
+    assert len(named) > 30
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_index_links_to_headings_of_the_readme():
+    headings = re.findall(r"^#+ (.*)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"README\.md#([\w-]+)\)", INDEX)) <= anchors
