@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the checks and the tests. With arguments it runs pytest alone, with them: bash scripts/test.sh -k count_sketch
+# Runs the checks, the tests, and every script with --smoke (scripts/smoke.sh).
+# With arguments it runs pytest alone, with them: bash scripts/test.sh -k count_sketch
 # A test that is skipped counts as a failure, except for a missing GPU, torch-scatter or C compiler.
 # A path among the arguments must lie in tests/, where --fail-on-skip is defined.
 # Without arguments the tests run in several processes, unless there is a GPU, which they would share.
@@ -23,8 +24,9 @@ fi
 # Every extra but scatter, which has to be compiled (scripts/install_scatter.sh).
 prepare_environment benchmarks,transformers,triton,dev "$constraints"
 
-checks=0
+checks=0 smoke=0 all=0
 if (($# == 0)); then
+    all=1
     [[ -n "$constraints" ]] || bash scripts/check.sh || checks=$?
     nvidia-smi -L >/dev/null 2>&1 || set -- -n logical --maxprocesses 4 --dist worksteal
 fi
@@ -32,5 +34,8 @@ fi
 tests=0
 python -m pytest --fail-on-skip "$@" || tests=$?
 
+((all == 0)) || bash scripts/smoke.sh || smoke=$?
+
 ((checks == 0)) || echo "error: scripts/check.sh failed; its findings stand above the tests." >&2
-exit "$((tests != 0 ? tests : checks))"
+((tests == 0)) || echo "error: tests failed; see above scripts/smoke.sh." >&2
+exit "$((tests != 0 ? tests : checks != 0 ? checks : smoke))"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("triton")
+
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = pytest.mark.slow
 # fmt: off
