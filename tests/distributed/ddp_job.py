@@ -432,4 +432,5 @@ CHECKS = [
     copies_draw_their_own,
     recomputed_blocks_redraw_their_sketches,
     rates_that_diverge_leave_gradients_alike,
+    a_rate_that_follows_the_noise_is_one_for_all_ranks,
 ]
