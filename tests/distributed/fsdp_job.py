@@ -334,4 +334,5 @@ CHECKS = [
     the_mode_may_be_entered_in_a_recomputed_block,
     the_mode_acts_within_and_around_the_model,
     norms_of_rows_are_those_of_the_rank,
+    conversion_of_a_sharded_model,
 ]
