@@ -335,4 +335,5 @@ CHECKS = [
     the_mode_acts_within_and_around_the_model,
     norms_of_rows_are_those_of_the_rank,
     conversion_of_a_sharded_model,
+    measuring_sees_sharded_weights,
 ]
