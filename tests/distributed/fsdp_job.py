@@ -336,4 +336,5 @@ CHECKS = [
     norms_of_rows_are_those_of_the_rank,
     conversion_of_a_sharded_model,
     measuring_sees_sharded_weights,
+    reports_leave_a_sharded_model_as_it_was,
 ]
