@@ -433,4 +433,5 @@ CHECKS = [
     recomputed_blocks_redraw_their_sketches,
     rates_that_diverge_leave_gradients_alike,
     a_rate_that_follows_the_noise_is_one_for_all_ranks,
+    tensors_spread_over_ranks_are_refused,
 ]
