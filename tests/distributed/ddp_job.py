@@ -434,4 +434,5 @@ CHECKS = [
     rates_that_diverge_leave_gradients_alike,
     a_rate_that_follows_the_noise_is_one_for_all_ranks,
     tensors_spread_over_ranks_are_refused,
+    plans_are_of_models_that_are_not_distributed,
 ]

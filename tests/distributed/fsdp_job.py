@@ -334,6 +334,7 @@ CHECKS = [
     the_mode_may_be_entered_in_a_recomputed_block,
     the_mode_acts_within_and_around_the_model,
     norms_of_rows_are_those_of_the_rank,
+    copies_are_refused_by_torch,
     conversion_of_a_sharded_model,
     measuring_sees_sharded_weights,
     reports_leave_a_sharded_model_as_it_was,
