@@ -18,7 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import rmm_gnn.functional as lean
-from rmm_gnn import GradientProbe, NoiseController, NoiseLR, RMMConfig, compress_activations, convert_to_rmm, plan
+from rmm_gnn import (
+    GradientProbe,
+    NoiseController,
+    NoiseLR,
+    RMMConfig,
+    compress_activations,
+    convert_to_rmm,
+    memory_report,
+    plan,
+)
 from rmm_gnn.nn import LeanBatchNorm1d, LeanDropout, LeanReLU, RMMGCN2Conv, RMMLinear, RMMTorchLinear
 from tests.distributed.ranks import all_ranks
 from tests.nn.recording import SeedRecorder
@@ -372,6 +381,30 @@ def a_rate_that_follows_the_noise_is_one_for_all_ranks() -> None:
     assert scheduler.get_last_lr() == [pytest.approx(best / (best + record.rmm_variance / ranks))]
 
 
+def a_rank_that_trains_by_itself_follows_its_own_noise() -> None:
+    rank = dist.get_rank()
+    model = RMMTorchLinear(WIDTH, 3, rate=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    group = dist.new_group([rank], use_local_synchronization=True)
+    scheduler = NoiseLR(optimizer, model, every=1, process_group=group)
+    for _ in range(1 + rank):  # not as often as the others
+        model(torch.randn(64, WIDTH)).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+    assert len(set(all_ranks(scheduler.get_last_lr()[0]))) == dist.get_world_size()
+
+
+def reports_are_made_by_all_ranks() -> None:
+    inner = convert_to_rmm(perceptron(), RMMConfig(rate=0.25), lean=True)
+    model, x = DistributedDataParallel(copy.deepcopy(inner)), batch(dist.get_rank())
+    loss_of(model(x)).backward()
+    before = gradients(model)
+    report = memory_report(model, x, loss_fn=loss_of)
+    assert report.saved_bytes == memory_report(inner, x, loss_fn=loss_of).saved_bytes
+    assert_close(gradients(model), before, 0.0)
+    assert_same_on_all_ranks(model)
+
+
 def tensors_spread_over_ranks_are_refused() -> None:
     mesh, local = init_device_mesh("cpu", (dist.get_world_size(),)), torch.randn(ROWS, WIDTH)
     for placement in (Replicate(), Shard(0)):
@@ -433,6 +466,8 @@ CHECKS = [
     recomputed_blocks_redraw_their_sketches,
     rates_that_diverge_leave_gradients_alike,
     a_rate_that_follows_the_noise_is_one_for_all_ranks,
+    a_rank_that_trains_by_itself_follows_its_own_noise,
+    reports_are_made_by_all_ranks,
     tensors_spread_over_ranks_are_refused,
     plans_are_of_models_that_are_not_distributed,
 ]
