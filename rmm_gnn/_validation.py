@@ -98,6 +98,16 @@ def check_floating(name: str, value: Any) -> Tensor:
     return value
 
 
+def check_local(name: str, value: Any) -> None:
+    """Check that ``value`` is not spread over the ranks of a job, as tensor parallelism spreads inputs and weights."""
+    # By name: to import the class takes a second, and whoever has one has imported it.
+    if isinstance(value, Tensor) and type(value).__module__.startswith("torch.distributed.tensor"):
+        raise TypeError(
+            f"'{name}' must not be spread over ranks (got {type(value).__name__}). Sketches and lean functions do not "
+            "go with tensor parallelism: leave such layers out with module_filter_fn of convert_to_rmm."
+        )
+
+
 def check_linear_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Check that ``x [*, N]``, ``weight [M, N]`` and ``bias [M]`` fit together: shapes, types and devices."""
     if x.dim() == 0:

@@ -30,6 +30,7 @@ from rmm_gnn.nn import (
 )
 from rmm_gnn.nn._row_norms import forget
 from rmm_gnn.row_masks import remove_mask_hooks
+from rmm_gnn.wrapped import change_class, class_behind
 
 # A layer is swapped by changing its class: parameters, buffers, hooks, cached adjacencies and every reference to the
 # layer stay what they are, so optimizers, tied weights and shared layers need no care.  The RMM classes add one
@@ -72,7 +73,8 @@ def convert_to_rmm(
     Swaps layers whose class is exactly ``torch.nn.Linear``, ``torch_geometric.nn.Linear`` (through which GCNConv,
     SAGEConv, GATConv and most of PyG are covered) or ``GCN2Conv``.  Subclasses are left alone, since their forward may
     differ; parametrised layers are such.  Layers that keep sketches already take the new config, so converting twice is
-    converting once.  Parameters, state_dict keys and hooks stay.  Swap before ``torch.compile``.
+    converting once.  Parameters, state_dict keys and hooks stay.  Swap before ``torch.compile``; before or after
+    ``DistributedDataParallel``, whose layers have names that begin with ``module.``, and ``fully_shard``.
 
     Args:
         model: Any module, also a single layer.
@@ -112,7 +114,7 @@ def convert_to_rmm(
     swappable = swaps.keys() | _ORIGINALS
     # A layer that is shared goes by all of its names.
     named = list(model.named_modules(remove_duplicate=False))
-    candidates = {name: module for name, module in named if type(module) in swappable}
+    candidates = {name: module for name, module in named if class_behind(type(module)) in swappable}
     if isinstance(config, Mapping):
         _check_patterns(config, candidates)
     chosen = {name: _choose(name, config) for name in candidates}
@@ -146,9 +148,10 @@ def swap_layers(selected: Mapping[str, tuple[Module, RMMConfig]], swaps: Mapping
         ValueError: If a layer has a forward of its own, is compiled, or has an attribute ``config`` already.
     """
     for name, (module, _) in selected.items():
-        _check_swappable(module, name, is_swapped=type(module) not in swaps)
+        _check_swappable(module, name, is_swapped=class_behind(type(module)) not in swaps)
     for module, settings in reversed(list(selected.values())):  # of a shared layer's names, the first one decides
-        module.__class__ = swaps.get(type(module), type(module))
+        behind = class_behind(type(module))
+        change_class(module, swaps.get(behind, behind))
         vars(module)["config"] = settings
         forget(module)
 
@@ -164,9 +167,9 @@ def revert_rmm(model: ModelT) -> ModelT:
     Returns the same model.  The parameters stay the same objects.  A model without such layers is returned as it is.
     """
     for module in model.modules():
-        original = original_of(type(module))
+        original = original_of(class_behind(type(module)))
         if original is not None:
-            module.__class__ = original
+            change_class(module, original)
             del module.config
             for name in ("sketches", "row_masks"):
                 module.__dict__.pop(name, None)

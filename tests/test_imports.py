@@ -10,7 +10,7 @@ import rmm_gnn
 PACKAGE = Path(rmm_gnn.__file__).parent
 # From the bottom to the top; a module may import from its own layer's siblings only within one package folder.
 LAYERS = [
-    {"_validation", "_files"},
+    {"_validation", "_files", "wrapped"},
     {"seeding"},
     {"permutation"},
     {"kernels"},

@@ -23,6 +23,7 @@ from rmm_gnn.diagnostics.online import OnlineSketch
 from rmm_gnn.diagnostics.products import Product, WatchProducts, marked_rows
 from rmm_gnn.diagnostics.variance import NoiseParts, noise_parts
 from rmm_gnn.sketches.moments import Moments, moments, squared_norms, tiles
+from rmm_gnn.wrapped import is_wrapped
 
 MODES = ("exact", "sketch")
 
@@ -121,7 +122,8 @@ class GradientProbe:
             return
         self.step += 1
         if self.step % self.every == 0:
-            self._watch = WatchProducts(self._names, self._watcher(self.step))
+            sharded = model if any(is_wrapped(type(module)) for module in model.modules()) else None
+            self._watch = WatchProducts(self._names, self._watcher(self.step), sharded)
             self._watch.__enter__()
 
     def _leave(self, model: Module, args: Any, out: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Module, Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -72,11 +73,16 @@ class WatchProducts(TorchFunctionMode):
         names: Parameters and their names.
         on_product: Called with each product that autograd will ask for the gradient of its weight, but for those with
             a ``row_mask`` that marks nothing: their gradient is known to be zero.
+        sharded: The model, if the parameters that its forward pass reads are others than those in ``names``: where
+            ``fully_shard`` distributes it, layers have their whole weights while they run, and shards else.
     """
 
-    def __init__(self, names: Mapping[Tensor, str], on_product: Callable[[Product], None]) -> None:
+    def __init__(
+        self, names: Mapping[Tensor, str], on_product: Callable[[Product], None], sharded: Module | None = None
+    ) -> None:
         super().__init__()
         self._names = WeakIdKeyDictionary(dict(names))
+        self._sharded = sharded
         self._made_of: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._on_product = on_product
 
@@ -108,10 +114,20 @@ class WatchProducts(TorchFunctionMode):
     def _name_of(self, tensor: Tensor) -> str | None:
         for known in (tensor, tensor._base):
             if known is not None:
-                name = self._names.get(known) or self._made_of.get(known)
+                name = self._names.get(known) or self._made_of.get(known) or self._name_of_whole(known)
                 if name is not None:
                     return name
         return None
+
+    def _name_of_whole(self, weight: Tensor) -> str | None:
+        """The name of what stands in the place of a sharded parameter now, if that is one of those asked for."""
+        if self._sharded is None or not isinstance(weight, Parameter):
+            return None
+        name = next((name for name, parameter in self._sharded.named_parameters() if parameter is weight), None)
+        if name not in self._names.values():
+            return None
+        self._names[weight] = name
+        return name
 
     def _remember(self, out: Tensor, name: str | None, args: tuple) -> None:
         """Note that ``out`` is the parameter in another form: as many numbers, and nothing else that needs a gradient.

@@ -29,7 +29,8 @@ def storages_of(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
     wrapper: Any = tensor
     if is_traceable_wrapper_subclass(wrapper):
         names, _ = wrapper.__tensor_flatten__()
-        parts = [getattr(wrapper, name) for name in names]
+        # Among the parts of a distributed tensor is the mesh that it is spread over.
+        parts = [part for part in (getattr(wrapper, name) for name in names) if isinstance(part, Tensor)]
     elif tensor.layout == torch.strided:
         yield tensor.untyped_storage()
         return

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from rmm_gnn._validation import check_seed
+from rmm_gnn._validation import check_local, check_seed
 from rmm_gnn.codecs import CAST_DTYPES, Codec
 from rmm_gnn.seeding import draw_seed
 
@@ -19,11 +20,17 @@ R = TypeVar("R")
 
 
 def overridable(function: Callable[P, R]) -> Callable[P, R]:
-    """Let an active ``TorchFunctionMode`` see calls of ``function``, as it sees those of torch's own functions."""
+    """Let an active ``TorchFunctionMode`` see calls of ``function``, as it sees those of torch's own functions.
+
+    Calls with distributed tensors raise a TypeError.
+    """
+    names = tuple(signature(function).parameters)
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         if not torch.compiler.is_compiling():
+            for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+                check_local(name, value)
             tensors = tuple(value for value in args if isinstance(value, Tensor))
             if has_torch_function(tensors):
                 return handle_torch_function(wrapper, tensors, *args, **kwargs)

@@ -15,6 +15,7 @@ from rmm_gnn.context import compress_activations
 from rmm_gnn.convert import LEAN_SWAPS, convert_to_rmm
 from rmm_gnn.diagnostics.storages import tensors_in
 from rmm_gnn.diagnostics.table import align, format_bytes
+from rmm_gnn.wrapped import class_behind
 
 ModelT = TypeVar("ModelT", bound=Module)
 
@@ -81,7 +82,7 @@ class Plan:
             ValueError: If the model does not have the layers of the plan.
         """
         config: dict[str, RMMConfig | None] = {re.escape(name): config for name, config in self.configs.items()}
-        if self.lean and any(type(module) in LEAN_SWAPS for module in model.modules()):
+        if self.lean and any(class_behind(type(module)) in LEAN_SWAPS for module in model.modules()):
             config[".*"] = self.functions
         return convert_to_rmm(model, config, lean=self.lean) if config else model
 

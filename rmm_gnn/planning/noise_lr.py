@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.nn import Module
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -40,6 +41,10 @@ class NoiseLR(LRScheduler):
     ``CosineAnnealingLR`` down to 0: step both.  One that sets the rate from the base rates, such as ``LambdaLR`` or
     ``OneCycleLR``, undoes the factor.
 
+    *Ranks of a distributed job* measure their own shards of the batch and step with one rate, or their weights would
+    part: the terms are averaged over the ranks, and those of noise, which falls as gradients are averaged, divided by
+    their number.  All ranks have to call ``step()`` alike, which communicates after a measurement.
+
     Args:
         optimizer: Its groups' learning rates are scaled.
         model: What is trained; a probe watches it.
@@ -48,6 +53,7 @@ class NoiseLR(LRScheduler):
         smoothing: Weight of what was measured before, in [0, 1).
         mode: How the probe measures, "exact" or "sketch".
         min_factor: The rate is never scaled below this, in (0, 1).
+        process_group: The ranks whose gradients are averaged; all ranks of the job if None.
         last_epoch: As in every scheduler of PyTorch.
 
     Raises:
@@ -76,6 +82,7 @@ class NoiseLR(LRScheduler):
         smoothing: float = 0.5,
         mode: str = "exact",
         min_factor: float = 0.01,
+        process_group: dist.ProcessGroup | None = None,
         last_epoch: int = -1,
     ) -> None:
         if not 0.0 <= smoothing < 1.0:
@@ -86,7 +93,10 @@ class NoiseLR(LRScheduler):
         self.factor = 1.0
         self._applied = 1.0
         self._measured = False
+        self._watched = -1
+        self._process_group = process_group
         self._probe = GradientProbe(model, every=every, mode=mode, max_records=10_000)
+        self._device = next(model.parameters()).device
         super().__init__(optimizer, last_epoch)
 
     def remove(self) -> None:
@@ -95,23 +105,41 @@ class NoiseLR(LRScheduler):
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Return the groups' rates with the factor of now in place of that of before, after reading the records."""
-        records = list(self._probe.records)
-        self._probe.records.clear()
-        # Estimates can be negative; what is kept whole has no noise, but what it would have.
-        added = sum(max(0.0, record.rmm_variance) for record in records if record.kept != "whole")
-        signal = sum(max(0.0, record.gradient_square) for record in records)
-        data = 0.0 if self.full_batch else sum(max(0.0, record.sgd_variance) for record in records)
+        signal, data, added = self._measurements()
         total = signal + data + added
-        if records and math.isfinite(total) and total > 0:
+        if math.isfinite(total) and total > 0:
             kept = self.smoothing if self._measured else 0.0
             self.factor = kept * self.factor + (1.0 - kept) * (signal + data) / total
             self._measured = True
         before, self._applied = self._applied, max(self.min_factor, self.factor)
         return [group["lr"] * (self._applied / before) for group in self.optimizer.param_groups]
 
+    def _measurements(self) -> tuple[float, float, float]:
+        """What was measured since the last call: the square of the gradient, the data's noise, and the sketches'."""
+        ranks = 1
+        if dist.is_available() and dist.is_initialized():
+            ranks = dist.get_world_size(self._process_group)
+        # Whether ranks talk must not depend on records: one whose layers got no gradient has none.
+        seen, self._watched = self._watched, self._probe.step // self._probe.every
+        if ranks > 1 and seen == self._watched:
+            return 0.0, 0.0, 0.0
+        records = list(self._probe.records)
+        self._probe.records.clear()
+        signal = sum(max(0.0, record.gradient_square) for record in records)
+        data = 0.0 if self.full_batch else sum(max(0.0, record.sgd_variance) for record in records)
+        # Estimates can be negative; what is kept whole has no noise, but what it would have.
+        added = sum(max(0.0, record.rmm_variance) for record in records if record.kept != "whole")
+        if ranks == 1:
+            return signal, data, added
+        terms = torch.tensor([signal, data, added], dtype=torch.float64, device=self._device)
+        dist.all_reduce(terms, group=self._process_group)
+        signal, data, added = (terms / ranks).tolist()
+        return signal, data / ranks, added / ranks
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the state without the probe, whose hooks belong to the model."""
-        state = {key: value for key, value in super().state_dict().items() if key != "_probe"}
+        """Return the state without the probe, whose hooks belong to the model, and what belongs to the job."""
+        local = ("_probe", "_process_group", "_device")
+        state = {key: value for key, value in super().state_dict().items() if key not in local}
         return state | {"probe_step": self._probe.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

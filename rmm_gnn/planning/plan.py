@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 
 from rmm_gnn._validation import check_bool, check_rate
 from rmm_gnn.config import RMMConfig
@@ -21,6 +22,7 @@ from rmm_gnn.planning.decision import Plan, PlanRow
 from rmm_gnn.planning.items import OUTSIDE
 from rmm_gnn.planning.survey import Survey, survey_of
 from rmm_gnn.planning.trials import Trials
+from rmm_gnn.wrapped import is_wrapped
 
 _KINDS = {"norm_codec": "normalisation (functions)", "act_codec": "GELU, SiLU, ELU", "x0_codec": "x_0 of GCN2Conv"}
 # A plan whose measured bytes miss the predicted ones is made again with the difference; it settles at once or twice.
@@ -82,8 +84,9 @@ def plan(
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If not exactly one of ``budget``, ``rate`` and ``noise`` is given, the budget cannot be met (the
-            message has the least that can), the model is in evaluation mode, trains no weight by a product, or has one
-            without a gradient, ``config`` is anchored, or the variance of its family does not follow from the moments.
+            message has the least that can), the model is in evaluation mode, distributed already, trains no weight by a
+            product, or has one without a gradient, ``config`` is anchored, or the variance of its family does not
+            follow from the moments.
         RuntimeError: If the model keeps more or less from one pass to the next.
 
     Example:
@@ -197,6 +200,13 @@ def _checked(
         raise TypeError(f"'model' must be a torch.nn.Module (got {type(model).__name__}). Pass the model itself.")
     if not model.training:
         raise ValueError("'model' must be in training mode (got one in evaluation mode). Call model.train() first.")
+    kinds = {type(part) for part in model.modules()}
+    distributed = [kind.__name__ for kind in kinds if issubclass(kind, DistributedDataParallel) or is_wrapped(kind)]
+    if distributed:
+        raise ValueError(
+            f"'model' must not be distributed yet (got {min(distributed)}). Plan the plain model on one rank, hand "
+            "the plan to the others, apply it, and wrap or shard the model then."
+        )
     if not callable(loss_fn):
         raise TypeError(f"'loss_fn' must be callable (got {type(loss_fn).__name__}). Take the output, return the loss.")
     check_bool("lean", lean)
