@@ -29,20 +29,23 @@ class EpochBatches(Sampler[list[int]]):
         seed: Of the run.
         rank: Of the process.
         world_size: Processes that train.
+        least: Items that a batch must have: BatchNorm needs two rows.
 
     Raises:
-        BenchmarkError: When there are fewer items than processes.
+        BenchmarkError: When there are too few items for a batch in each process.
     """
 
-    def __init__(self, num_items: int, per_batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        if num_items < world_size:
+    def __init__(
+        self, num_items: int, per_batch: int, seed: int, rank: int = 0, world_size: int = 1, least: int = 1
+    ) -> None:
+        if num_items < least * world_size:
             raise BenchmarkError(
-                "There must be at least one training node, or part of the graph, for each process "
+                f"There must be at least {least} training nodes, or parts of the graph, for each process "
                 f"(got {num_items} for {world_size} processes). Use fewer processes."
             )
         self._num_items, self._seed, self._rank, self._world_size = num_items, seed, rank, world_size
         wanted = -(-num_items // (world_size * per_batch))
-        self._num_batches = max(1, min(wanted, num_items // world_size))  # no rank shall have an empty one
+        self._num_batches = max(1, min(wanted, num_items // (least * world_size)))
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

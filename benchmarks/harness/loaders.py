@@ -156,8 +156,8 @@ class BatchLoader:
             num_nodes=self._dataset.num_nodes,
         )
 
-    def _epoch_batches(self, num_items: int, per_batch: int) -> EpochBatches:
-        return EpochBatches(num_items, per_batch, self._run.seed, self._rank, self._run.world_size)
+    def _epoch_batches(self, num_items: int, per_batch: int, least: int = 2) -> EpochBatches:
+        return EpochBatches(num_items, per_batch, self._run.seed, self._rank, self._run.world_size, least)
 
     def _neighbor(self) -> tuple[DataLoader, EpochBatches, Callable[[Data], GraphBatch]]:
         from torch_geometric.loader import NeighborLoader
@@ -213,7 +213,7 @@ class BatchLoader:
         run = self._run
         assert run.num_parts is not None and run.parts_per_batch is not None
         clusters = Clusters(self._data(), run.num_parts)
-        batches = self._epoch_batches(len(clusters), run.parts_per_batch)
+        batches = self._epoch_batches(len(clusters), run.parts_per_batch, least=1)
         loader = ClusterLoader(clusters, batch_sampler=batches, num_workers=run.workers)
         part = torch.empty(self._dataset.num_nodes, dtype=torch.int64)
         part[clusters.partition.node_perm] = torch.repeat_interleave(

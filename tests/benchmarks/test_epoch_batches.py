@@ -37,8 +37,18 @@ def test_seeds_differ_by_run_epoch_and_rank():
 
 
 def test_fewer_items_than_processes_are_refused():
-    with pytest.raises(BenchmarkError, match=r"at least one training node.*got 2 for 3 processes"):
+    with pytest.raises(BenchmarkError, match=r"at least 1 training nodes.*got 2 for 3 processes"):
         EpochBatches(2, 1, 0, 0, 3)
+    with pytest.raises(BenchmarkError, match=r"at least 2 training nodes.*got 5 for 3 processes"):
+        EpochBatches(5, 1, 0, 0, 3, least=2)
+
+
+@pytest.mark.parametrize(("num_items", "per_batch"), [(7, 1), (6, 2), (9, 2), (61, 3)])
+def test_no_batch_is_too_small(num_items: int, per_batch: int):
+    """BatchNorm has no statistics of a single row."""
+    ranks = [list(EpochBatches(num_items, per_batch, 0, rank, 3, least=2)) for rank in range(3)]
+    assert min(len(batch) for batches in ranks for batch in batches) >= 2
+    assert sorted(item for batches in ranks for batch in batches for item in batch) == list(range(num_items))
 
 
 def test_steps_are_counted():

@@ -43,6 +43,35 @@ def fails_alone(ranks):
         raise BenchmarkError("nobody else knows")
     return 130  # as where the others are told to stop
 
+def resumes(ranks):
+    import pathlib, torch
+    from dataclasses import replace
+    from benchmarks.harness.config import resolve
+    from benchmarks.harness.datasets.base import NodeDataset
+    from benchmarks.harness.propagation import normalized_adjacency
+    from benchmarks.harness.run_checkpoints import RunCheckpoints
+    from benchmarks.harness.sampled_training import SampledTraining
+    from benchmarks.harness.train import train
+
+    torch.manual_seed(0)
+    edges = torch.randint(60, (2, 240))
+    data = NodeDataset("tiny", "tiny", torch.randn(60, 5), torch.arange(60) % 3, normalized_adjacency(edges, 60), 3)
+    small = {"loader": "neighbor", "method": ("rmm-lean",), "layers": 2, "hidden": 8, "epochs": 4, "batch_size": 1}
+    run = replace(resolve(small).expand("", "cpu")[0], world_size=2)
+    whole = train(run, data, quiet=True, ranks=ranks)
+    first = SampledTraining(run, data, ranks=ranks)
+    first.run_epoch(), first.run_epoch()
+    folder = pathlib.Path(f"of process {ranks.rank}")  # the second process sees no file of the first
+    folder.mkdir()
+    if ranks.is_first:
+        RunCheckpoints(folder, run.key, every=1).write(first.state_dict())
+    torch.rand(7 + ranks.rank)
+    again = train(run, data, quiet=True, ranks=ranks, checkpoints=RunCheckpoints(folder, run.key, resume=True))
+    assert again.resumptions == 1 and len(set(again.sampling["digests"])) == 1
+    assert (again.loss, again.valid, again.test) == (whole.loss, whole.valid, whole.test)
+    assert again.sampling["digests"] == whole.sampling["digests"]
+    return 0
+
 def usage():
     try:
         return main(["--epochs", "many"])
@@ -57,6 +86,7 @@ for name, call in {
     "differs": lambda: run_ranks(differs, ""),
     "missing": lambda: main(["--loader", "random-nodes", "--dataset", "npz:none", "--out", "none"]),
     "prints": lambda: run_ranks(prints, ""),
+    "resumes": lambda: run_ranks(resumes, ""),
     "alone": lambda: run_ranks(fails_alone, ""),
 }.items():
     os.environ["MASTER_PORT"] = next(ports)  # a job of its own: nobody shall meet the one before
@@ -72,7 +102,7 @@ def environment(**more: str) -> dict[str, str]:
 def outputs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     """What each of two processes wrote on standard output and standard error."""
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(7)]
+        probes = [stack.enter_context(socket.socket()) for _ in range(8)]
         for probe in probes:
             probe.bind(("localhost", 0))
         ports = [str(probe.getsockname()[1]) for probe in probes]
@@ -121,6 +151,10 @@ def test_an_error_ends_all_with_one_message(outputs: list[tuple[str, str]], name
 def test_the_first_alone_prints(outputs: list[tuple[str, str]]):
     assert "printed" in outputs[0][0] and "warned" in outputs[0][1]
     assert "printed" not in outputs[1][0] and "warned" not in outputs[1][1]
+
+
+def test_a_job_goes_on_bit_for_bit_from_the_file_of_its_first_process(outputs: list[tuple[str, str]]):
+    assert all("@resumes ends 0\n" in out for out, _ in outputs), outputs
 
 
 def test_an_error_that_the_others_do_not_know_of_is_said_where_it_is(outputs: list[tuple[str, str]]):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 
+from benchmarks.harness.config import resolve
+from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.ledger import measure_ledger
+from benchmarks.harness.ranks import Ranks
 from benchmarks.harness.records import make_record
 from benchmarks.harness.report import format_report
 from benchmarks.harness.run_checkpoints import RunCheckpoints
 from benchmarks.harness.sampled_training import SampledTraining
+from benchmarks.harness.sweep import run_sweep
 from benchmarks.harness.train import train
 from tests.benchmarks.loading import EVERY, SMALL
 
@@ -109,3 +115,34 @@ def test_records_and_tables_say_how_batches_were_made(make_sampled, tiny):
     text = format_report([record])
     assert "loader neighbor (fan out 3 2, batch size 10, edge weights scaled)\n" in text
     assert "Sampled: 1 steps an epoch in each of 1 processes" in text and "waiting for their batches" in text
+
+
+def test_the_ledger_is_that_of_a_batch(make_sampled, tiny):
+    baseline, rmm = (
+        measure_ledger(make_sampled("neighbor", method=(name,), rate=(0.2,)), tiny) for name in ("baseline", "rmm")
+    )
+    assert 0 < rmm.saved_bytes < baseline.saved_bytes < 60 * 8 * 4 * 8  # less than eight activations of all nodes
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_does_not_fit_says_what_to_do(monkeypatch, tmp_path, capsys, processes: int):
+    def fails(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    class Alone(Ranks):
+        """The first of some processes, without the others."""
+
+        def gathered(self, value):
+            return [value] * self.world_size
+
+    monkeypatch.setattr("benchmarks.harness.sweep.train", fails)
+    sweep = resolve({"smoke": True, "loader": "random-nodes", "method": ("baseline",), "runs": 1, "out": str(tmp_path)})
+    message = r"out of memory \(CUDA out of memory"
+    if processes == 1:
+        assert run_sweep(sweep) == 2
+        said = capsys.readouterr().err
+    else:  # the others wait for a step that will not come: this one ends, and torchrun ends them
+        with pytest.raises(BenchmarkError, match=message) as raised:
+            run_sweep(sweep, Alone(0, processes, 0))
+        said = str(raised.value)
+    assert re.search(message, said) and "Take fewer nodes a batch (--batch-size" in said
