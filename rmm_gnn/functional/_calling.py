@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from rmm_gnn._validation import check_seed
-from rmm_gnn.codecs import CAST_DTYPES, Codec
+from rmm_gnn.codecs import CAST_DTYPES, Codec, get_codec
 from rmm_gnn.seeding import draw_seed
 
 P = ParamSpec("P")
@@ -39,7 +39,9 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 def spec_of(codec: str | Codec) -> str:
     """What the operators take, which look the codec up: parsing a name here would be traced by ``torch.compile``."""
-    return codec.spec if isinstance(codec, Codec) else codec
+    if isinstance(codec, str):
+        return codec
+    return codec.spec if isinstance(codec, Codec) else get_codec(codec).spec  # which says what is wrong
 
 
 def rounding_seed(x: Tensor, codec: str, seed: Tensor | int | None, *, sketched: bool = False) -> Tensor:

@@ -72,9 +72,9 @@ def anchored_linear(
         raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
     config.check_anchor()
     check_floating("x", x)
+    check_floating("weight", weight)
     source = x
     x, weight = as_autocast(x, weight, like=x)  # type: ignore[assignment]
-    check_floating("weight", weight)
     check_linear_shapes(x, weight, None)
     check_anchor(source, x_0, weight, weight_0, any_type=autocast_dtype(source) is not None)
 

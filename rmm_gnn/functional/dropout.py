@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import rmm_gnn.autograd.dropout  # noqa: F401  (registers the operators)
-from rmm_gnn._validation import check_floating, check_probability, check_seed
+from rmm_gnn._validation import check_choice, check_floating, check_probability, check_seed, check_tensor
 from rmm_gnn.functional._calling import needs_grad, overridable, returned
 from rmm_gnn.functional.activations import relu
+from rmm_gnn.kernels import BACKENDS
 from rmm_gnn.seeding import draw_seed
 
 
@@ -53,6 +54,8 @@ def dropout(
         True
     """
     p = check_probability(p)
+    check_tensor("x", x)
+    check_choice("backend", backend, BACKENDS)
     if not training or p in (0.0, 1.0) or check_floating("x", x).numel() == 0:
         return F.dropout(x, p, training, inplace)
     seed = draw_seed(x) if seed is None else check_seed(seed, x.device)
@@ -85,6 +88,8 @@ def relu_dropout(
         RuntimeError: In backward, if it is run with ``create_graph=True``.
     """
     p = check_probability(p)
+    check_tensor("x", x)
+    check_choice("backend", backend, BACKENDS)
     if not training or p in (0.0, 1.0) or check_floating("x", x).numel() == 0:
         return F.dropout(relu(x, backend=backend), p, training)
     seed = draw_seed(x) if seed is None else check_seed(seed, x.device)
