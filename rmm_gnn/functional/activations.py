@@ -10,7 +10,14 @@ import rmm_gnn.autograd.activations
 import rmm_gnn.autograd.relu
 from rmm_gnn._validation import check_choice, check_floating, check_number, check_tensor
 from rmm_gnn.codecs import Codec
-from rmm_gnn.functional._calling import needs_grad, overridable, returned, rounding_seed, spec_of
+from rmm_gnn.functional._calling import (
+    needs_grad,
+    overridable,
+    refuse_transforms,
+    returned,
+    rounding_seed,
+    spec_of,
+)
 from rmm_gnn.kernels import BACKENDS
 
 
@@ -31,7 +38,8 @@ def relu(x: Tensor, inplace: bool = False, *, backend: str = "auto") -> Tensor:
             argument is of the wrong type.
         ValueError: If ``backend`` is unknown or does not take x.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: In backward, if it is run with ``create_graph=True``.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``.
 
     Example:
         >>> relu(torch.tensor([-1.0, 2.0], requires_grad=True))
@@ -40,6 +48,7 @@ def relu(x: Tensor, inplace: bool = False, *, backend: str = "auto") -> Tensor:
     check_choice("backend", backend, BACKENDS)
     if not needs_grad(check_tensor("x", x)):
         return F.relu(x, inplace)
+    refuse_transforms("relu", x)
     out = torch.ops.rmm_gnn.relu(check_floating("x", x), None, backend)[0]
     return returned(x, out, inplace)
 
@@ -62,12 +71,14 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False, *
             argument is of the wrong type.
         ValueError: If ``backend`` is unknown or does not take x.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: In backward, if it is run with ``create_graph=True``.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``.
     """
     check_choice("backend", backend, BACKENDS)
     check_number("negative_slope", negative_slope)
     if not needs_grad(check_tensor("x", x)):
         return F.leaky_relu(x, negative_slope, inplace)
+    refuse_transforms("leaky_relu", x)
     out = torch.ops.rmm_gnn.relu(check_floating("x", x), float(negative_slope), backend)[0]
     return returned(x, out, inplace)
 
@@ -100,7 +111,8 @@ def gelu(
             argument is of the wrong type.
         ValueError: If ``approximate``, ``codec`` or ``backend`` is unknown, or ``backend`` does not run on x's device.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: In backward, if it is run with ``create_graph=True``.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``.
     """
     name = {"none": "gelu", "tanh": "gelu_tanh"}[check_choice("approximate", approximate, ("none", "tanh"))]
     return _activation(x, name, 0.0, codec, seed, backend)
@@ -143,4 +155,5 @@ def _activation(
     seed = rounding_seed(x, codec, seed)
     if not needs_grad(x) or x.numel() == 0:
         return rmm_gnn.autograd.activations.ACTIVATIONS[name].function(x, setting)
+    refuse_transforms(name, x)
     return torch.ops.rmm_gnn.activation(check_floating("x", x), name, setting, codec, seed, backend)[0]

@@ -26,7 +26,14 @@ from rmm_gnn._validation import (
 from rmm_gnn.autograd.shared_input_linear import SharedInputLinear
 from rmm_gnn.codecs import CAST_DTYPES, Codec
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.functional._calling import as_autocast, autocast_dtype, overridable, rounding_seed, spec_of
+from rmm_gnn.functional._calling import (
+    as_autocast,
+    autocast_dtype,
+    overridable,
+    refuse_transforms,
+    rounding_seed,
+    spec_of,
+)
 from rmm_gnn.row_masks import UNKNOWN, count_rows, masks_are_checked
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sharing import KeptOnce, identity_of
@@ -100,7 +107,8 @@ def rmm_linear(
         TypeError: If a tensor is not a dense floating-point one, types differ, ``row_mask`` is not one of bools, or
             ``config`` is not an ``RMMConfig``.
         ValueError: If shapes or devices do not fit, or the family makes no use of ``row_norms``.
-        RuntimeError: In backward, if it is run with ``create_graph=True``, or a check of ``row_mask`` fails.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``, or a check of ``row_mask`` fails.
 
     Example:
         >>> x, weight = torch.randn(100, 8), torch.randn(4, 8, requires_grad=True)
@@ -134,6 +142,7 @@ def rmm_linear(
         seed = draw_seed(x)
     if seed is None or not weight.requires_grad or x.numel() == 0:
         return F.linear(x, weight, bias)
+    refuse_transforms("rmm_linear", x, weight, bias)
     if not torch.is_grad_enabled():
         return torch.ops.rmm_gnn.exact_linear(x, weight, bias, seed)
 
@@ -201,7 +210,8 @@ def addmm(
         TypeError: If a tensor is not a dense floating-point one, a factor not a number, or ``config`` is not an
             ``RMMConfig``.
         ValueError: If ``mat1`` does not have two dimensions, or devices differ.
-        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
+        RuntimeError: As torch raises it; under transforms of ``torch.func`` and forward-mode differentiation; in
+            backward, if it is run with ``create_graph=True``.
     """
     if not isinstance(config, RMMConfig):
         raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
@@ -216,6 +226,7 @@ def addmm(
         seed = draw_seed(mat1)
     if seed is None or not mat2.requires_grad or not torch.is_grad_enabled() or mat1.numel() == 0:
         return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
+    refuse_transforms("addmm", input, mat1, mat2)
     input, mat1, mat2 = as_autocast(input, mat1, mat2, like=mat1)  # type: ignore[assignment]
     return torch.ops.rmm_gnn.addmm(input, mat1, mat2, float(beta), float(alpha), seed, config.spec)[0]
 
@@ -251,8 +262,8 @@ def shared_input_linear(
     Raises:
         TypeError: If x or ``weight`` is not a tensor, or is not a dense floating-point one where a code of x is kept.
         ValueError: If ``codec`` is unknown, or devices differ.
-        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True`` under autocast, with a
-            scale or a codec.
+        RuntimeError: As torch raises it; under autocast, with a scale or a codec also under ``torch.func`` transforms
+            and forward-mode differentiation, or in backward, if it is run with ``create_graph=True``.
     """
     check_device("weight", check_tensor("weight", weight), "x", check_tensor("x", x))
     spec, dtype = spec_of(codec), autocast_dtype(x)
@@ -260,12 +271,14 @@ def shared_input_linear(
     if keeps_whole(x, spec):
         if mismatched or (scale == 1.0 and (dtype is None or dtype == x.dtype == weight.dtype)):
             return F.linear(x, weight)
+        refuse_transforms("shared_input_linear", x, weight)
         return SharedInputLinear.apply(x, weight, dtype or x.dtype, scale)
     check_floating("x", x)
     check_floating("weight", weight)
     drawn = rounding_seed(x, spec, seed)
     if not (torch.is_grad_enabled() and weight.requires_grad) or x.numel() == 0 or mismatched:
         return F.linear(x, weight if scale == 1.0 else scale * weight)
+    refuse_transforms("shared_input_linear", x, weight)
     # Whoever gives a seed wants the rounding of that seed, not one that was made before.
     payload = _encode(x, spec, drawn) if seed is not None else shared_code(x, spec, drawn)
     weight = weight if dtype is None else weight.to(dtype)

@@ -21,7 +21,7 @@ from rmm_gnn._validation import (
     check_rate,
 )
 from rmm_gnn.codecs import Codec
-from rmm_gnn.functional._calling import needs_grad, overridable, rounding_seed, spec_of
+from rmm_gnn.functional._calling import needs_grad, overridable, refuse_transforms, rounding_seed, spec_of
 from rmm_gnn.kernels import BACKENDS
 from rmm_gnn.kernels.reference import accumulation_dtype
 
@@ -95,7 +95,8 @@ def batch_norm(
         ValueError: If devices differ, ``codec`` or ``backend`` is unknown, ``backend`` does not take x, ``rate`` is out
             of range, or as torch raises it.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
+        RuntimeError: As torch raises it; under transforms of ``torch.func`` and forward-mode differentiation; in
+            backward, if it is run with ``create_graph=True``.
     """
     check_companions(x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     check_choice("backend", backend, BACKENDS)
@@ -115,6 +116,7 @@ def batch_norm(
         refused = refused or (tensor is not None and tensor.numel() != x.shape[1])
     if not needed or refused:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    refuse_transforms("batch_norm", x, running_mean, running_var, weight, bias)
     keep_input = needs_grad(x, weight)
     out, running, _ = torch.ops.rmm_gnn.batch_norm(
         x,
@@ -179,7 +181,8 @@ def layer_norm(
             argument is of the wrong type.
         ValueError: If devices differ, ``codec`` or ``backend`` is unknown, or ``backend`` does not run on x's device.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
+        RuntimeError: As torch raises it; under transforms of ``torch.func`` and forward-mode differentiation; in
+            backward, if it is run with ``create_graph=True``.
     """
     check_companions(x, weight=weight, bias=bias)
     check_choice("backend", backend, BACKENDS)
@@ -191,6 +194,7 @@ def layer_norm(
     seed = rounding_seed(x, codec, seed)
     if not needed or x.numel() == 0 or prod(shape) == 0:
         return F.layer_norm(x, shape, weight, bias, eps)
+    refuse_transforms("layer_norm", x, weight, bias)
     keep_input = needs_grad(x, weight)
     return torch.ops.rmm_gnn.layer_norm(x, shape, weight, bias, eps, codec, keep_input, seed, backend)[0]
 
@@ -236,7 +240,8 @@ def rms_norm(
         ValueError: If devices differ, ``codec`` or ``backend`` is unknown, ``backend`` does not run on x's device, or
             as torch raises it.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
+        RuntimeError: As torch raises it; under transforms of ``torch.func`` and forward-mode differentiation; in
+            backward, if it is run with ``create_graph=True``.
     """
     check_companions(x, weight=weight)
     check_choice("backend", backend, BACKENDS)
@@ -251,5 +256,6 @@ def rms_norm(
     refused = not shape or list(x.shape[-len(shape) :]) != shape or (weight is not None and list(weight.shape) != shape)
     if not needed or refused or x.numel() == 0:
         return F.rms_norm(x, shape, weight, eps)
+    refuse_transforms("rms_norm", x, weight)
     eps = torch.finfo(accumulation_dtype(x.dtype)).eps if eps is None else eps
     return torch.ops.rmm_gnn.rms_norm(x, shape, weight, eps, codec, seed, backend)[0]
