@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -82,10 +82,21 @@ def check_matrix(name: str, value: Any) -> Tensor:
     return value
 
 
-def check_floating(name: str, value: Any) -> Tensor:
-    """Return ``value`` if it is a dense tensor of a real floating-point type."""
+def check_tensor(name: str, value: Any) -> Tensor:
+    """Return ``value`` if it is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"'{name}' must be a tensor (got {type(value).__name__}). Convert it with torch.as_tensor.")
+    return value
+
+
+def check_floating(name: str, value: Any) -> Tensor:
+    """Return ``value`` if it is a dense tensor of a real floating-point type."""
+    check_tensor(name, value)
+    if value.is_nested:
+        raise TypeError(
+            f"'{name}' must be a dense tensor (got a nested one). "
+            "Keep layers with nested input exact (module_filter_fn of convert_to_rmm), or call .to_padded_tensor(0.0)."
+        )
     if value.layout != torch.strided:
         raise TypeError(
             f"'{name}' must be a dense tensor (got layout {value.layout}). "
@@ -106,6 +117,38 @@ def check_local(name: str, value: Any) -> None:
             f"'{name}' must not be spread over ranks (got {type(value).__name__}). Sketches and lean functions do not "
             "go with tensor parallelism: leave such layers out with module_filter_fn of convert_to_rmm."
         )
+
+
+def check_number(name: str, value: Any) -> None:
+    """Check that ``value`` is a real number."""
+    if not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"'{name}' must be a number (got {type(value).__name__}). Give a float.")
+
+
+def check_lengths(name: str, value: Any) -> list[int]:
+    """Return ``value`` as a list if it is a sequence of whole numbers."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"'{name}' must be a sequence of whole numbers (got {value!r}). Write [{value}].")
+    return list(value)
+
+
+def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    """Check that ``tensor`` is on the device of ``like``.
+
+    Kernels on the CPU are given addresses, and a meta tensor has none: torch's own would read what lies elsewhere.
+    """
+    if tensor.device != like.device:
+        raise ValueError(
+            f"'{name}' must be on the device of '{like_name}', {like.device} (got {tensor.device}). Move one of them."
+        )
+
+
+def check_companions(x: Any, **companions: Any) -> None:
+    """Check that ``x`` is a tensor and that what is computed with it are floating-point ones on its device, or None."""
+    check_tensor("x", x)
+    for name, tensor in companions.items():
+        if tensor is not None:
+            check_device(name, check_floating(name, tensor), "x", x)
 
 
 def check_linear_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -131,10 +174,7 @@ def check_linear_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
                 f"'{name}' must have the type of 'x', {x.dtype} (got {tensor.dtype}). "
                 "Convert one of them, or run under torch.autocast."
             )
-        if tensor.device != x.device:
-            raise ValueError(
-                f"'{name}' must be on the device of 'x', {x.device} (got {tensor.device}). Move one of them."
-            )
+        check_device(name, tensor, "x", x)
 
 
 def check_row_norms(row_norms: Any, x: Tensor, family: str, *, reads: bool) -> None:
@@ -151,10 +191,7 @@ def check_row_norms(row_norms: Any, x: Tensor, family: str, *, reads: bool) -> N
             f"'row_norms' must have one number for each of the {num_rows} rows of 'x' (got shape "
             f"{tuple(row_norms.shape)}). Leave them out where the rows are not those of the step before."
         )
-    if row_norms.device != x.device:
-        raise ValueError(
-            f"'row_norms' must be on the device of 'x', {x.device} (got {row_norms.device}). Move one of them."
-        )
+    check_device("row_norms", row_norms, "x", x)
 
 
 def check_row_mask(row_mask: Any, x: Tensor, family: str, *, on_a_grid: bool) -> None:
@@ -166,10 +203,7 @@ def check_row_mask(row_mask: Any, x: Tensor, family: str, *, on_a_grid: bool) ->
             f"'row_mask' must have the leading shape of 'x', {tuple(x.shape[:-1])} (got {tuple(row_mask.shape)}). "
             "Reshape it as 'x' is."
         )
-    if row_mask.device != x.device:
-        raise ValueError(
-            f"'row_mask' must be on the device of 'x', {x.device} (got {row_mask.device}). Move one of them."
-        )
+    check_device("row_mask", row_mask, "x", x)
 
 
 def check_maskable(family: str, *, on_a_grid: bool) -> None:
@@ -225,11 +259,7 @@ def check_anchor(x: Tensor, x_0: Any, weight: Tensor, weight_0: Any, *, any_type
                 f"'{name}' must have the shape of '{like_name}', {tuple(like.shape)} (got {tuple(given.shape)}). "
                 "Without an anchor the two may differ: use rmm_linear."
             )
-        if given.device != like.device:
-            raise ValueError(
-                f"'{name}' must be on the device of '{like_name}', {like.device} (got {given.device}). "
-                "Move one of them."
-            )
+        check_device(name, given, like_name, like)
         if given.dtype != like.dtype and (not any_type or torch.float64 in (given.dtype, like.dtype)):
             raise TypeError(
                 f"'{name}' must have the type of '{like_name}', {like.dtype} (got {given.dtype}). "

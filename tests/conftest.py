@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import Phase, settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Read when torch is imported. Workers share the cores already; two threads each would wait for one another.
@@ -22,6 +23,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     # Read when a kernel is defined, and by Triton's own library when it is imported: before any other conftest.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The same few matrices in every run, or, with `--hypothesis-profile=thorough`, many that nobody saw before. Tests ask
+# for a share of them (tests/examples.py).
+PHASES = [phase for phase in Phase if phase != Phase.explain]
+settings.register_profile("few", max_examples=100, deadline=None, derandomize=True, phases=PHASES)
+settings.register_profile("thorough", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile("few")
 
 NEEDS_CUDA = "needs CUDA"
 ALLOWED_REASONS = (

@@ -28,7 +28,7 @@ class Activation(NamedTuple):
 
     Attributes:
         function: (x, setting) -> f(x), as torch computes it.
-        derivative: (x, setting) -> f'(x), as torch's backward computes it.
+        derivative: (x, setting) -> f'(x), as torch's backward computes it where that is right.
     """
 
     function: Callable[[Tensor, float], Tensor]
@@ -36,10 +36,14 @@ class Activation(NamedTuple):
 
 
 def _gelu(approximate: str) -> Activation:
-    return Activation(
-        lambda x, _: F.gelu(x, approximate=approximate),
-        lambda x, _: torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate=approximate),
-    )
+    def derivative(x: Tensor, _: float) -> Tensor:
+        if approximate == "tanh":
+            # Torch squares x, and has nan where that overflows: it would become that of every entry with the same
+            # step.  The derivative is 0 or 1 long before.
+            x = torch.where(x.isinf(), x, x.clamp(-100.0, 100.0))
+        return torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate=approximate)
+
+    return Activation(lambda x, _: F.gelu(x, approximate=approximate), derivative)
 
 
 ACTIVATIONS = {

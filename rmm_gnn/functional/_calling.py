@@ -9,10 +9,11 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from rmm_gnn._validation import check_local, check_seed
-from rmm_gnn.codecs import CAST_DTYPES, Codec
+from rmm_gnn.codecs import CAST_DTYPES, Codec, get_codec
 from rmm_gnn.seeding import draw_seed
 
 P = ParamSpec("P")
@@ -44,9 +45,37 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
+def refuse_transforms(function: str, *tensors: Tensor | None) -> None:
+    """Raise under ``torch.func`` transforms and forward-mode differentiation: the operators have no rules for them.
+
+    Tangents would be lost without a word, and ``vmap`` would drop out the same entries of every sample.
+
+    Raises:
+        RuntimeError: If one of the tensors is a transform's, or has a tangent.
+    """
+    if torch.compiler.is_compiling():
+        return
+    forward_mode = forward_ad._current_level >= 0
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            got = "a tensor of torch.func"
+        elif forward_mode and forward_ad.unpack_dual(tensor).tangent is not None:
+            got = "a tensor with a tangent"
+        else:
+            continue
+        raise RuntimeError(
+            f"{function} must be given plain tensors where it keeps anything (got {got}). Use torch's own function "
+            "under transforms and forward-mode differentiation, or eval() and weights without a gradient."
+        )
+
+
 def spec_of(codec: str | Codec) -> str:
     """What the operators take, which look the codec up: parsing a name here would be traced by ``torch.compile``."""
-    return codec.spec if isinstance(codec, Codec) else codec
+    if isinstance(codec, str):
+        return codec
+    return codec.spec if isinstance(codec, Codec) else get_codec(codec).spec  # which says what is wrong
 
 
 def rounding_seed(x: Tensor, codec: str, seed: Tensor | int | None, *, sketched: bool = False) -> Tensor:

@@ -8,9 +8,17 @@ from torch import Tensor
 
 import rmm_gnn.autograd.activations
 import rmm_gnn.autograd.relu
-from rmm_gnn._validation import check_choice, check_floating
+from rmm_gnn._validation import check_choice, check_floating, check_number, check_tensor
 from rmm_gnn.codecs import Codec
-from rmm_gnn.functional._calling import needs_grad, overridable, returned, rounding_seed, spec_of
+from rmm_gnn.functional._calling import (
+    needs_grad,
+    overridable,
+    refuse_transforms,
+    returned,
+    rounding_seed,
+    spec_of,
+)
+from rmm_gnn.kernels import BACKENDS
 
 
 @overridable
@@ -26,17 +34,21 @@ def relu(x: Tensor, inplace: bool = False, *, backend: str = "auto") -> Tensor:
         The output, of the shape of x.
 
     Raises:
-        TypeError: If a gradient is needed and x is not a dense floating-point tensor.
+        TypeError: If x is not a tensor, or not a dense floating-point one where a gradient is needed, or another
+            argument is of the wrong type.
         ValueError: If ``backend`` is unknown or does not take x.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: In backward, if it is run with ``create_graph=True``.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``.
 
     Example:
         >>> relu(torch.tensor([-1.0, 2.0], requires_grad=True))
         tensor([0., 2.], grad_fn=<GeneratedBackwardFor_rmm_gnn_relu_defaultBackward>)
     """
-    if not needs_grad(x):
+    check_choice("backend", backend, BACKENDS)
+    if not needs_grad(check_tensor("x", x)):
         return F.relu(x, inplace)
+    refuse_transforms("relu", x)
     out = torch.ops.rmm_gnn.relu(check_floating("x", x), None, backend)[0]
     return returned(x, out, inplace)
 
@@ -55,13 +67,18 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False, *
         The output, of the shape of x.
 
     Raises:
-        TypeError: If a gradient is needed and x is not a dense floating-point tensor.
+        TypeError: If x is not a tensor, or not a dense floating-point one where a gradient is needed, or another
+            argument is of the wrong type.
         ValueError: If ``backend`` is unknown or does not take x.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: In backward, if it is run with ``create_graph=True``.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``.
     """
-    if not needs_grad(x):
+    check_choice("backend", backend, BACKENDS)
+    check_number("negative_slope", negative_slope)
+    if not needs_grad(check_tensor("x", x)):
         return F.leaky_relu(x, negative_slope, inplace)
+    refuse_transforms("leaky_relu", x)
     out = torch.ops.rmm_gnn.relu(check_floating("x", x), float(negative_slope), backend)[0]
     return returned(x, out, inplace)
 
@@ -90,10 +107,12 @@ def gelu(
         The output, of the shape of x.
 
     Raises:
-        TypeError: If a gradient is needed and x is not a dense floating-point tensor.
+        TypeError: If x is not a tensor, or not a dense floating-point one where a gradient is needed, or another
+            argument is of the wrong type.
         ValueError: If ``approximate``, ``codec`` or ``backend`` is unknown, or ``backend`` does not run on x's device.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: In backward, if it is run with ``create_graph=True``.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``.
     """
     name = {"none": "gelu", "tanh": "gelu_tanh"}[check_choice("approximate", approximate, ("none", "tanh"))]
     return _activation(x, name, 0.0, codec, seed, backend)
@@ -123,14 +142,18 @@ def elu(
     backend: str = "auto",
 ) -> Tensor:
     """``torch.nn.functional.elu`` that keeps its derivative in a codec; see ``gelu``."""
+    check_number("alpha", alpha)
     return returned(x, _activation(x, "elu", float(alpha), codec, seed, backend), inplace)
 
 
 def _activation(
     x: Tensor, name: str, setting: float, codec: str | Codec, seed: Tensor | int | None, backend: str
 ) -> Tensor:
+    check_tensor("x", x)
+    check_choice("backend", backend, BACKENDS)
     codec = spec_of(codec)
     seed = rounding_seed(x, codec, seed)
     if not needs_grad(x) or x.numel() == 0:
         return rmm_gnn.autograd.activations.ACTIVATIONS[name].function(x, setting)
+    refuse_transforms(name, x)
     return torch.ops.rmm_gnn.activation(check_floating("x", x), name, setting, codec, seed, backend)[0]

@@ -9,7 +9,7 @@ from torch import Tensor
 import rmm_gnn.autograd.anchored_linear  # noqa: F401  (registers the operators)
 from rmm_gnn._validation import check_anchor, check_floating, check_linear_shapes, check_seed
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.functional._calling import as_autocast, autocast_dtype, overridable, rounding_seed
+from rmm_gnn.functional._calling import as_autocast, autocast_dtype, overridable, refuse_transforms, rounding_seed
 from rmm_gnn.functional.linear import keeps_whole, shared_code, shared_input_linear
 from rmm_gnn.seeding import draw_seed
 
@@ -59,7 +59,8 @@ def anchored_linear(
     Raises:
         TypeError: If a tensor is not a dense floating-point one, types differ, or ``config`` is not an ``RMMConfig``.
         ValueError: If shapes or devices do not fit, or the sketch is one that depends on the data.
-        RuntimeError: In backward, if it is run with ``create_graph=True``.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``.
 
     Example:
         >>> x_0, weight = torch.randn(100, 8), torch.randn(4, 8, requires_grad=True)
@@ -72,9 +73,9 @@ def anchored_linear(
         raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
     config.check_anchor()
     check_floating("x", x)
+    check_floating("weight", weight)
     source = x
     x, weight = as_autocast(x, weight, like=x)  # type: ignore[assignment]
-    check_floating("weight", weight)
     check_linear_shapes(x, weight, None)
     check_anchor(source, x_0, weight, weight_0, any_type=autocast_dtype(source) is not None)
 
@@ -83,6 +84,8 @@ def anchored_linear(
     elif weight.requires_grad:
         seed = draw_seed(x)
     codec = str(config.x0_codec)
+    if weight.requires_grad:
+        refuse_transforms("anchored_linear", x, weight, x_0, weight_0)
     if seed is None or not (weight.requires_grad and torch.is_grad_enabled()) or x.numel() == 0:
         if seed is not None and weight.requires_grad and not torch.is_grad_enabled():
             out = torch.ops.rmm_gnn.exact_linear(x, weight, None, seed)

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import rmm_gnn.autograd.dropout  # noqa: F401  (registers the operators)
-from rmm_gnn._validation import check_floating, check_probability, check_seed
-from rmm_gnn.functional._calling import needs_grad, overridable, returned
+from rmm_gnn._validation import check_choice, check_floating, check_probability, check_seed, check_tensor
+from rmm_gnn.functional._calling import needs_grad, overridable, refuse_transforms, returned
 from rmm_gnn.functional.activations import relu
+from rmm_gnn.kernels import BACKENDS
 from rmm_gnn.seeding import draw_seed
 
 
@@ -43,7 +44,8 @@ def dropout(
         ValueError: If p is not in [0, 1], or ``backend`` is unknown or does not take x.
         TypeError: If p is not a number, or x is not a dense floating-point tensor.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: In backward, if it is run with ``create_graph=True``.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``.
 
     Example:
         >>> x = torch.ones(4, requires_grad=True)
@@ -53,8 +55,11 @@ def dropout(
         True
     """
     p = check_probability(p)
+    check_tensor("x", x)
+    check_choice("backend", backend, BACKENDS)
     if not training or p in (0.0, 1.0) or check_floating("x", x).numel() == 0:
         return F.dropout(x, p, training, inplace)
+    refuse_transforms("dropout", x)
     seed = draw_seed(x) if seed is None else check_seed(seed, x.device)
     # The same mask without grad mode: a checkpointed block runs once without and once with.
     return returned(x, torch.ops.rmm_gnn.dropout(x, p, seed, backend)[0], inplace)
@@ -82,11 +87,15 @@ def relu_dropout(
         ValueError: If p is not in [0, 1], or ``backend`` is unknown or does not take x.
         TypeError: If p is not a number, or x is not a dense floating-point tensor.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: In backward, if it is run with ``create_graph=True``.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``.
     """
     p = check_probability(p)
+    check_tensor("x", x)
+    check_choice("backend", backend, BACKENDS)
     if not training or p in (0.0, 1.0) or check_floating("x", x).numel() == 0:
         return F.dropout(relu(x, backend=backend), p, training)
+    refuse_transforms("relu_dropout", x)
     seed = draw_seed(x) if seed is None else check_seed(seed, x.device)
     if not needs_grad(x):
         return torch.ops.rmm_gnn.dropout(F.relu(x), p, seed, backend)[0]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import rmm_gnn.autograd.held_addmm  # noqa: F401  (registers the operators)
-from rmm_gnn.functional._calling import as_autocast, autocast_dtype
+from rmm_gnn.functional._calling import as_autocast, autocast_dtype, refuse_transforms
 
 
 def held_linear(
@@ -43,6 +43,7 @@ def held_linear(
     """
     if source is None and not _is_copied(x):
         return F.linear(x, weight, bias)
+    refuse_transforms("a product of what is kept", x, weight, bias, source)
     kept = (x if source is None else source).detach()
     x, weight, bias = as_autocast(x, weight, bias, like=x)  # type: ignore[assignment]
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
@@ -81,6 +82,7 @@ def held_addmm(
     """
     if source is None and not _is_copied(mat1):
         return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
+    refuse_transforms("a product of what is kept", input, mat1, mat2, source)
     kept = (mat1 if source is None else source).detach()
     input, mat1, mat2 = as_autocast(input, mat1, mat2, like=mat1)  # type: ignore[assignment]
     return torch.ops.rmm_gnn.held_addmm(input, mat1, kept, mat2, float(beta), float(alpha), p, seed)

@@ -12,17 +12,28 @@ import rmm_gnn.autograd.addmm
 import rmm_gnn.autograd.coded_linear
 import rmm_gnn.autograd.rmm_linear  # noqa: F401  (registers the operators)
 from rmm_gnn._validation import (
+    check_companions,
+    check_device,
     check_floating,
     check_linear_shapes,
     check_matrix,
+    check_number,
     check_row_mask,
     check_row_norms,
     check_seed,
+    check_tensor,
 )
 from rmm_gnn.autograd.shared_input_linear import SharedInputLinear
 from rmm_gnn.codecs import CAST_DTYPES, Codec
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.functional._calling import as_autocast, autocast_dtype, overridable, rounding_seed, spec_of
+from rmm_gnn.functional._calling import (
+    as_autocast,
+    autocast_dtype,
+    overridable,
+    refuse_transforms,
+    rounding_seed,
+    spec_of,
+)
 from rmm_gnn.row_masks import UNKNOWN, count_rows, masks_are_checked
 from rmm_gnn.seeding import draw_seed
 from rmm_gnn.sharing import KeptOnce, identity_of
@@ -96,7 +107,8 @@ def rmm_linear(
         TypeError: If a tensor is not a dense floating-point one, types differ, ``row_mask`` is not one of bools, or
             ``config`` is not an ``RMMConfig``.
         ValueError: If shapes or devices do not fit, or the family makes no use of ``row_norms``.
-        RuntimeError: In backward, if it is run with ``create_graph=True``, or a check of ``row_mask`` fails.
+        RuntimeError: Under transforms of ``torch.func`` or forward-mode differentiation; in backward, if it is run with
+            ``create_graph=True``, or a check of ``row_mask`` fails.
 
     Example:
         >>> x, weight = torch.randn(100, 8), torch.randn(4, 8, requires_grad=True)
@@ -113,9 +125,10 @@ def rmm_linear(
     if not isinstance(config, RMMConfig):
         raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
     check_floating("x", x)
+    check_floating("weight", weight)
+    check_companions(x, bias=bias)
     source = x
     x, weight, bias = as_autocast(x, weight, bias, like=x)  # type: ignore[assignment]
-    check_floating("weight", weight)
     check_linear_shapes(x, weight, bias)
     if row_norms is not None:
         check_row_norms(row_norms, x, config.family.name, reads=config.family.reads_row_norms)
@@ -129,6 +142,7 @@ def rmm_linear(
         seed = draw_seed(x)
     if seed is None or not weight.requires_grad or x.numel() == 0:
         return F.linear(x, weight, bias)
+    refuse_transforms("rmm_linear", x, weight, bias)
     if not torch.is_grad_enabled():
         return torch.ops.rmm_gnn.exact_linear(x, weight, bias, seed)
 
@@ -193,19 +207,26 @@ def addmm(
         The exact output.
 
     Raises:
-        TypeError: If ``mat1`` is not a dense floating-point matrix, or ``config`` is not an ``RMMConfig``.
-        ValueError: If ``mat1`` does not have two dimensions.
-        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
+        TypeError: If a tensor is not a dense floating-point one, a factor not a number, or ``config`` is not an
+            ``RMMConfig``.
+        ValueError: If ``mat1`` does not have two dimensions, or devices differ.
+        RuntimeError: As torch raises it; under transforms of ``torch.func`` and forward-mode differentiation; in
+            backward, if it is run with ``create_graph=True``.
     """
     if not isinstance(config, RMMConfig):
         raise TypeError(f"'config' must be an RMMConfig (got {type(config).__name__}). Write RMMConfig(rate=0.1).")
     check_matrix("mat1", mat1)
+    for name, tensor in (("input", input), ("mat2", mat2)):
+        check_device(name, check_floating(name, tensor), "mat1", mat1)
+    check_number("beta", beta)
+    check_number("alpha", alpha)
     if seed is not None:
         seed = check_seed(seed, mat1.device)
     elif mat2.requires_grad:
         seed = draw_seed(mat1)
     if seed is None or not mat2.requires_grad or not torch.is_grad_enabled() or mat1.numel() == 0:
         return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
+    refuse_transforms("addmm", input, mat1, mat2)
     input, mat1, mat2 = as_autocast(input, mat1, mat2, like=mat1)  # type: ignore[assignment]
     return torch.ops.rmm_gnn.addmm(input, mat1, mat2, float(beta), float(alpha), seed, config.spec)[0]
 
@@ -239,18 +260,25 @@ def shared_input_linear(
         The exact output.
 
     Raises:
-        ValueError: If ``codec`` is unknown.
-        RuntimeError: In backward, if it is run with ``create_graph=True`` under autocast, with a scale or a codec.
+        TypeError: If x or ``weight`` is not a tensor, or is not a dense floating-point one where a code of x is kept.
+        ValueError: If ``codec`` is unknown, or devices differ.
+        RuntimeError: As torch raises it; under autocast, with a scale or a codec also under ``torch.func`` transforms
+            and forward-mode differentiation, or in backward, if it is run with ``create_graph=True``.
     """
+    check_device("weight", check_tensor("weight", weight), "x", check_tensor("x", x))
     spec, dtype = spec_of(codec), autocast_dtype(x)
     mismatched = dtype is None and x.dtype != weight.dtype  # torch has the words for it
     if keeps_whole(x, spec):
         if mismatched or (scale == 1.0 and (dtype is None or dtype == x.dtype == weight.dtype)):
             return F.linear(x, weight)
+        refuse_transforms("shared_input_linear", x, weight)
         return SharedInputLinear.apply(x, weight, dtype or x.dtype, scale)
+    check_floating("x", x)
+    check_floating("weight", weight)
     drawn = rounding_seed(x, spec, seed)
     if not (torch.is_grad_enabled() and weight.requires_grad) or x.numel() == 0 or mismatched:
         return F.linear(x, weight if scale == 1.0 else scale * weight)
+    refuse_transforms("shared_input_linear", x, weight)
     # Whoever gives a seed wants the rounding of that seed, not one that was made before.
     payload = _encode(x, spec, drawn) if seed is not None else shared_code(x, spec, drawn)
     weight = weight if dtype is None else weight.to(dtype)
@@ -265,7 +293,7 @@ def _spec_for(spec: str, leading_shape: list[int]) -> str:
 
 def keeps_whole(x: Tensor, codec: str) -> bool:
     """Whether keeping ``x`` in the codec is keeping x itself."""
-    return CAST_DTYPES.get(codec, torch.uint8) in (None, x.dtype)
+    return codec in CAST_DTYPES and CAST_DTYPES[codec] in (None, x.dtype)
 
 
 def shared_code(x: Tensor, codec: str, seed: Tensor) -> list[Tensor]:

@@ -12,9 +12,17 @@ from torch import Tensor
 import rmm_gnn.autograd.batch_norm
 import rmm_gnn.autograd.layer_norm
 import rmm_gnn.autograd.rms_norm  # noqa: F401  (registers the operators)
-from rmm_gnn._validation import check_floating, check_rate
+from rmm_gnn._validation import (
+    check_choice,
+    check_companions,
+    check_floating,
+    check_lengths,
+    check_number,
+    check_rate,
+)
 from rmm_gnn.codecs import Codec
-from rmm_gnn.functional._calling import needs_grad, overridable, rounding_seed, spec_of
+from rmm_gnn.functional._calling import needs_grad, overridable, refuse_transforms, rounding_seed, spec_of
+from rmm_gnn.kernels import BACKENDS
 from rmm_gnn.kernels.reference import accumulation_dtype
 
 
@@ -82,26 +90,36 @@ def batch_norm(
         The output, of the shape of x.
 
     Raises:
-        TypeError: If a gradient is needed and x is not a dense floating-point tensor, or ``rate`` is no number.
-        ValueError: If ``codec`` or ``backend`` is unknown, ``backend`` does not take x, ``rate`` is out of range, or
-            as torch raises it.
+        TypeError: If a tensor is not one, or not a dense floating-point one (x: where a gradient is needed), or
+            ``momentum``, ``eps`` or ``rate`` is no number.
+        ValueError: If devices differ, ``codec`` or ``backend`` is unknown, ``backend`` does not take x, ``rate`` is out
+            of range, or as torch raises it.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
+        RuntimeError: As torch raises it; under transforms of ``torch.func`` and forward-mode differentiation; in
+            backward, if it is run with ``create_graph=True``.
     """
+    check_companions(x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    check_choice("backend", backend, BACKENDS)
+    check_number("momentum", momentum)
+    check_number("eps", eps)
     codec, rate = spec_of(codec), check_rate("rate", rate)
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    needed = needs_grad(x, weight, bias)
+    if needed:
+        check_floating("x", x)
     seed = rounding_seed(x, codec, seed, sketched=rate < 1.0)
     # torch has the words for what it refuses: one value a channel, an eps of 0, sizes that do not fit.  Its kernel,
     # which the operator calls, checks no sizes and would read and write beyond the end.
     refused = x.dim() < 2 or x.numel() <= x.shape[1] or eps <= 0 or (running_mean is None) != (running_var is None)
     for tensor in (running_mean, running_var, weight, bias):
         refused = refused or (tensor is not None and tensor.numel() != x.shape[1])
-    if not needs_grad(x, weight, bias) or refused:
+    if not needed or refused:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    refuse_transforms("batch_norm", x, running_mean, running_var, weight, bias)
     keep_input = needs_grad(x, weight)
     out, running, _ = torch.ops.rmm_gnn.batch_norm(
-        check_floating("x", x),
+        x,
         weight,
         bias,
         running_mean,
@@ -159,18 +177,25 @@ def layer_norm(
         The output, of the shape of x.
 
     Raises:
-        TypeError: If a gradient is needed and x is not a dense floating-point tensor.
-        ValueError: If ``codec`` or ``backend`` is unknown, or ``backend`` does not run on x's device.
+        TypeError: If a tensor is not one, or not a dense floating-point one (x: where a gradient is needed), or an
+            argument is of the wrong type.
+        ValueError: If devices differ, ``codec`` or ``backend`` is unknown, or ``backend`` does not run on x's device.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
+        RuntimeError: As torch raises it; under transforms of ``torch.func`` and forward-mode differentiation; in
+            backward, if it is run with ``create_graph=True``.
     """
-    codec = spec_of(codec)
+    check_companions(x, weight=weight, bias=bias)
+    check_choice("backend", backend, BACKENDS)
+    check_number("eps", eps)
+    codec, shape = spec_of(codec), check_lengths("normalized_shape", normalized_shape)
+    needed = needs_grad(x, weight, bias)
+    if needed:
+        check_floating("x", x)
     seed = rounding_seed(x, codec, seed)
-    shape = list(normalized_shape)
-    if not needs_grad(x, weight, bias) or x.numel() == 0 or prod(shape) == 0:
+    if not needed or x.numel() == 0 or prod(shape) == 0:
         return F.layer_norm(x, shape, weight, bias, eps)
+    refuse_transforms("layer_norm", x, weight, bias)
     keep_input = needs_grad(x, weight)
-    x = check_floating("x", x)
     return torch.ops.rmm_gnn.layer_norm(x, shape, weight, bias, eps, codec, keep_input, seed, backend)[0]
 
 
@@ -210,19 +235,27 @@ def rms_norm(
         The output, of the shape of x.
 
     Raises:
-        TypeError: If a gradient is needed and x is not a dense floating-point tensor.
-        ValueError: If ``codec`` or ``backend`` is unknown, ``backend`` does not run on x's device, or as torch raises
-            it.
+        TypeError: If a tensor is not one, or not a dense floating-point one (x: where a gradient is needed), or an
+            argument is of the wrong type.
+        ValueError: If devices differ, ``codec`` or ``backend`` is unknown, ``backend`` does not run on x's device, or
+            as torch raises it.
         ImportError: If what ``backend`` needs is not installed.
-        RuntimeError: As torch raises it, or in backward, if it is run with ``create_graph=True``.
+        RuntimeError: As torch raises it; under transforms of ``torch.func`` and forward-mode differentiation; in
+            backward, if it is run with ``create_graph=True``.
     """
-    codec = spec_of(codec)
+    check_companions(x, weight=weight)
+    check_choice("backend", backend, BACKENDS)
+    if eps is not None:
+        check_number("eps", eps)
+    codec, shape = spec_of(codec), check_lengths("normalized_shape", normalized_shape)
+    needed = needs_grad(x, weight)
+    if needed:
+        check_floating("x", x)
     seed = rounding_seed(x, codec, seed)
-    shape = list(normalized_shape)
     # torch has the words for shapes that do not fit.
     refused = not shape or list(x.shape[-len(shape) :]) != shape or (weight is not None and list(weight.shape) != shape)
-    if not needs_grad(x, weight) or refused or x.numel() == 0:
+    if not needed or refused or x.numel() == 0:
         return F.rms_norm(x, shape, weight, eps)
-    check_floating("x", x)
+    refuse_transforms("rms_norm", x, weight)
     eps = torch.finfo(accumulation_dtype(x.dtype)).eps if eps is None else eps
     return torch.ops.rmm_gnn.rms_norm(x, shape, weight, eps, codec, seed, backend)[0]

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rmm_gnn.codecs.bitpack import pack, packed_width, unpack
+from tests.examples import examples
 
 BITS = pytest.mark.parametrize("bits", [1, 2, 4, 8])
 FILL = 0xA5
@@ -87,7 +88,7 @@ def test_argument_is_only_read_and_strides_do_not_matter(bits):
         assert torch.equal(back, copy) and torch.equal(stored, kept)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@examples(150)
 @given(
     bits=st.sampled_from([1, 2, 4, 8]),
     rows=st.integers(0, 6),

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rmm_gnn.autograd.dropout import apply_dropout
 from rmm_gnn.codecs import StochasticCodec
 from rmm_gnn.kernels import building, count_sketch_native
 from rmm_gnn.sketches import CountSketch
+from tests.examples import examples
 
 pytestmark = pytest.mark.skipif(not building.find_compiler(), reason="there is no C compiler")
 OPS = torch.ops.rmm_gnn
@@ -39,7 +40,7 @@ def matrices(draw, min_rows=0):
 
 SEEDS = st.integers(-(2**63), 2**63 - 1).map(torch.tensor)
 THREADS = st.integers(1, 3)
-MANY = settings(max_examples=300, deadline=None, derandomize=True)
+MANY = examples(300)
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ def load(spec: str, root: str | Path, download: bool = False) -> NodeDataset:
         BenchmarkError: When the name is unknown or the data are missing or malformed.
     """
     kind, _, rest = spec.partition(":")
-    root = Path(root).expanduser()
+    root = _expanded(root)
     # Each loader has its own heavy dependency (ogb, scikit-learn), so only the one asked for is imported.
     if spec == "ogbn-arxiv":
         from benchmarks.harness.datasets.arxiv import load_arxiv
@@ -40,9 +40,16 @@ def load(spec: str, root: str | Path, download: bool = False) -> NodeDataset:
     if kind == "npz" and rest:
         from benchmarks.harness.datasets.npz import load_npz
 
-        return load_npz(Path(rest).expanduser())
+        return load_npz(_expanded(rest))
     if kind == "planetoid" and rest:
         from benchmarks.harness.datasets.planetoid import load_planetoid
 
         return load_planetoid(rest, root, download)
     raise BenchmarkError(f"'dataset' must be one of {KNOWN} (got '{spec}'). Choose one of them.")
+
+
+def _expanded(path: Path | str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody of that name: then it is a name like any other
+        return Path(path)

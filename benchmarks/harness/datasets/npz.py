@@ -8,6 +8,7 @@ array), and ``node_label`` the classes.  Published files have no split, so every
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,10 +18,13 @@ import numpy as np
 import torch
 
 from benchmarks.harness.datasets.base import NodeDataset
-from benchmarks.harness.datasets.safe_npz import Csr, read_entry
+from benchmarks.harness.datasets.safe_npz import check_dense, read_entry
+from benchmarks.harness.datasets.safe_pickle import Csr
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.propagation import normalized_adjacency
 
+# What the modules that unpack raise over a damaged file, an encrypted one, or a method of compression they lack.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, KeyError, RuntimeError, MemoryError)
 MIN_NODES = 10  # so that a 10 % part is not empty
 
 
@@ -39,7 +43,11 @@ def load_npz(path: Path) -> NodeDataset:
     Raises:
         BenchmarkError: When the file is missing, of another layout, damaged, or holds pickled code.
     """
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # no file can have such a name
+        there = False
+    if not there:
         raise BenchmarkError(f"'{path.absolute()}' is not a file. Give the .npz file as npz:PATH.")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -49,10 +57,7 @@ def load_npz(path: Path) -> NodeDataset:
         x = _dense(features, num_nodes)
     except ValueError as error:
         raise BenchmarkError(f"'{path}' cannot be used: {error}") from error
-    # The last three: damaged compressed data, an unknown way to compress, an entry that is said to be encrypted.
-    except (
-        zipfile.BadZipFile, OSError, EOFError, KeyError, zlib.error, NotImplementedError, RuntimeError,
-    ) as error:  # fmt: skip
+    except _UNREADABLE as error:
         raise BenchmarkError(f"'{path}' is not a readable .npz file ({error}). Get it again.") from error
     classes, y = np.unique(labels, return_inverse=True)
     return NodeDataset(
@@ -123,6 +128,7 @@ def _dense(features: Any, num_nodes: int) -> np.ndarray:
         )
     if isinstance(features, np.ndarray):
         return np.ascontiguousarray(_numeric(features, "features"), dtype=np.float32)
+    check_dense("features", features.shape)
     matrix = require("scipy.sparse").csr_matrix((features.data, features.indices, features.indptr), features.shape)
     return np.asarray(matrix.astype(np.float32).toarray())
 
