@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from rmm_gnn.autograd.dropout import apply_dropout, dropped_rows
-from rmm_gnn.kernels import activations_native, building, native
+from rmm_gnn.kernels import activations_native, native
+from tests.kernels.compiler import NEEDS_COMPILER
 
-pytestmark = pytest.mark.skipif(not building.find_compiler(), reason="there is no C compiler")
+pytestmark = NEEDS_COMPILER
 SEED = torch.tensor(2**40 + 11)
 TILE = 1 << 18
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

@@ -5,10 +5,11 @@ import torch
 
 from rmm_gnn.codecs import StochasticCodec
 from rmm_gnn.functional import batch_norm
-from rmm_gnn.kernels import activations_native, batch_norm_native, building, native
+from rmm_gnn.kernels import activations_native, batch_norm_native, native
+from tests.kernels.compiler import NEEDS_COMPILER
 from tests.kernels.device import far_apart
 
-pytestmark = pytest.mark.skipif(not building.find_compiler(), reason="there is no C compiler")
+pytestmark = NEEDS_COMPILER
 SEED = torch.tensor(2**40 + 11)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 BITS = pytest.mark.parametrize("bits", [8, 4, 2, 1])

@@ -7,10 +7,11 @@ from rmm_gnn import RMMConfig, rmm_linear
 from rmm_gnn.kernels import building, count_sketch_native, native, resolve
 from rmm_gnn.sketches import CountSketch
 from rmm_gnn.sketches.base import Draw
+from tests.kernels.compiler import NEEDS_COMPILER
 from tests.kernels.device import far_apart
 
 # Where there is one, installing the package compiled them, and these tests fail if it did not.
-pytestmark = pytest.mark.skipif(not building.find_compiler(), reason="there is no C compiler")
+pytestmark = NEEDS_COMPILER
 FAMILY = CountSketch()
 SEED = torch.tensor(2**40 + 11)
 

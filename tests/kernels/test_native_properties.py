@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from rmm_gnn.autograd.dropout import apply_dropout
 from rmm_gnn.codecs import StochasticCodec
-from rmm_gnn.kernels import building, count_sketch_native
+from rmm_gnn.kernels import count_sketch_native
 from rmm_gnn.sketches import CountSketch
 from tests.examples import examples
+from tests.kernels.compiler import NEEDS_COMPILER
 
-pytestmark = pytest.mark.skipif(not building.find_compiler(), reason="there is no C compiler")
+pytestmark = NEEDS_COMPILER
 OPS = torch.ops.rmm_gnn
 VIEWS = {
     "plain": lambda m: m,

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rmm_gnn.kernels import building, count_sketch_native, native
+from rmm_gnn.kernels import count_sketch_native, native
+from tests.kernels.compiler import NEEDS_COMPILER
 
-pytestmark = pytest.mark.skipif(not building.find_compiler(), reason="there is no C compiler")
+pytestmark = NEEDS_COMPILER
 SEED = torch.tensor(2**40 + 11)
 
 
