@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,11 +21,18 @@ def check_choice(name: str, value: Any, known: Iterable[str]) -> str:
     return value
 
 
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int beyond every float
+        return torch.inf if value > 0 else -torch.inf
+
+
 def check_rate(name: str, value: Any) -> float:
     """Return ``value`` as a float if it is a share in (0, 1]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"'{name}' must be a number (got {type(value).__name__}). Give the share of rows to keep.")
-    if not 0.0 < float(value) <= 1.0:
+    if not 0.0 < _as_float(value) <= 1.0:
         raise ValueError(f"'{name}' must lie in (0, 1] (got {value}). It is the share of rows to keep, 0.1 for 10 %.")
     return float(value)
 
@@ -33,7 +41,7 @@ def check_share(name: str, value: Any) -> float:
     """Return ``value`` as a float if it is a probability weight in (0, 1]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"'{name}' must be a number (got {type(value).__name__}). Give a share, such as 0.1.")
-    if not 0.0 < float(value) <= 1.0:
+    if not 0.0 < _as_float(value) <= 1.0:
         raise ValueError(f"'{name}' must lie in (0, 1] (got {value}). At 0 a row could be lost for good.")
     return float(value)
 
@@ -42,7 +50,7 @@ def check_top_share(name: str, value: Any) -> float:
     """Return ``value`` as a float if it is a share in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"'{name}' must be a number (got {type(value).__name__}). Give a share, such as 0.5.")
-    if not 0.0 <= float(value) < 1.0:
+    if not 0.0 <= _as_float(value) < 1.0:
         raise ValueError(f"'{name}' must lie in [0, 1) (got {value}). The other rows need a share of the sketch too.")
     return float(value)
 
@@ -51,7 +59,7 @@ def check_probability(p: Any) -> float:
     """Return ``p`` as a float if it is a number in [0, 1]."""
     if isinstance(p, bool) or not isinstance(p, numbers.Real):
         raise TypeError(f"'p' must be a number (got {type(p).__name__}). Give the share to drop, such as 0.1.")
-    if not 0.0 <= float(p) <= 1.0:
+    if not 0.0 <= _as_float(p) <= 1.0:
         raise ValueError(f"'p' must lie in [0, 1] (got {p}). It is the share of entries to drop.")
     return float(p)
 
@@ -65,6 +73,17 @@ def check_positive_int(name: str, value: Any, *, optional: bool = False) -> int 
     if int(value) < 1:
         raise ValueError(f"'{name}' must be at least 1 (got {value}). Give a count of 1 or more.")
     return int(value)
+
+
+def check_pattern(name: str, value: Any, way_out: str, *, keys: bool = False) -> re.Pattern[str]:
+    """Return ``value`` compiled if it is a regular expression: the argument, or one of its keys."""
+    rule = "have regular expressions as keys" if keys else "be a valid regular expression"
+    if not isinstance(value, str):
+        raise TypeError(f"'{name}' must {rule} (got {value!r}). {way_out}")
+    try:
+        return re.compile(value)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"'{name}' must {rule} (got {value!r}: {error}). {way_out}") from error
 
 
 def check_bool(name: str, value: Any) -> bool:

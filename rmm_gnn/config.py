@@ -14,7 +14,14 @@ from rmm_gnn._validation import check_bool, check_positive_int, check_rate
 from rmm_gnn.codecs import CODECS, Codec, get_codec
 from rmm_gnn.kernels import check_backend
 from rmm_gnn.kernels.reference import accumulation_dtype
-from rmm_gnn.sketches import DEFAULT_WORKSPACE_BYTES, FAMILIES, Sketch, from_spec, get_sketch
+from rmm_gnn.sketches import (
+    DEFAULT_WORKSPACE_BYTES,
+    FAMILIES,
+    Sketch,
+    from_settings,
+    from_spec,
+    get_sketch,
+)
 
 DEFAULT_RATE = 0.1
 
@@ -179,10 +186,23 @@ class RMMConfig:
 
     @staticmethod
     def from_dict(settings: Mapping[str, Any]) -> RMMConfig:
-        """Rebuild the config that ``to_dict`` gave, from a record for instance."""
-        sketch = from_spec(json.dumps(settings["sketch"]))
+        """Rebuild the config that ``to_dict`` gave, from a record for instance.
+
+        Raises:
+            ValueError: If a setting is missing, unknown or out of range.
+            TypeError: If ``settings`` is no mapping, or a setting is of the wrong type.
+        """
+        if not isinstance(settings, Mapping):
+            raise TypeError(
+                f"'settings' must be what to_dict gave (got {type(settings).__name__}). Give a dictionary of settings."
+            )
         settings = {"norm_rate": 1.0, "anchor": False, **settings}  # older records lack them
-        return RMMConfig(sketch=sketch, **{name: settings[name] for name in _PLAIN_FIELDS})
+        given, known = set(settings), {"sketch", *_PLAIN_FIELDS}
+        if given != known:
+            wrong = f"without {sorted(known - given)}" if known - given else f"with {sorted(map(repr, given - known))}"
+            raise ValueError(f"'settings' must be what to_dict gave (got one {wrong}). Take them from a record.")
+        plain = {name: settings[name] for name in _PLAIN_FIELDS}
+        return RMMConfig(sketch=from_settings(settings["sketch"]), **plain)
 
     def extra_repr(self) -> str:
         """Return what a layer prints of it: the rate or size, then the settings that are not the defaults."""

@@ -10,7 +10,7 @@ import torch
 import torch_geometric.nn
 from torch.nn import Module
 
-from rmm_gnn._validation import check_bool
+from rmm_gnn._validation import check_bool, check_pattern
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.nn import (
     LeanBatchNorm1d,
@@ -194,13 +194,8 @@ def _check_patterns(config: Mapping[str, RMMConfig | None], candidates: Mapping[
                 f"'config' must map patterns to an RMMConfig or None (got {type(settings).__name__} for {pattern!r}). "
                 "Write RMMConfig(rate=0.1)."
             )
-        try:
-            matched = any(re.fullmatch(pattern, name) for name in candidates)
-        except re.error as error:
-            raise ValueError(
-                f"'config' must have regular expressions as keys (got {pattern!r}: {error}). Write '.*' for all layers."
-            ) from error
-        if not matched:
+        compiled = check_pattern("config", pattern, "Write '.*' for all layers.", keys=True)
+        if not any(compiled.fullmatch(name) for name in candidates):
             raise ValueError(
                 f"'config' must have patterns that match a layer (got {pattern!r}). "
                 f"Candidates are: {', '.join(candidates) or 'none'}."

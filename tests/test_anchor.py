@@ -125,3 +125,15 @@ def test_code_noise_is_what_rounding_does_and_a_wrong_one_would_show(codec):
     errors, expected = torch.stack(errors), code_noise(x_0, coefficients, codec).sum()
     sigma = errors.std() / len(errors) ** 0.5
     assert (errors.mean() - expected).abs() < 5 * sigma < (errors.mean() - 1.25 * expected).abs()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 0.0273, -1.1, 1000.1])
+def test_constant_columns_have_no_part_in_the_fit(dtype, value):
+    """Less its mean, such a column is rounding; a fit on that is huge, and the sum with it was off by a tenth."""
+    x, x_0 = torch.randn(60, 5).to(dtype), torch.randn(60, 5).to(dtype)
+    x_0[:, 1:4] = value
+    anchor = fit_anchor(x, x_0, center=True, workspace_bytes=2**20)
+    assert not anchor.coefficients[1:4].any() and anchor.coefficients[[0, 4]].any()
+    x_0[:, 2] += torch.randn(60).to(dtype) * (abs(value) + 1.0) * 0.05
+    assert fit_anchor(x, x_0, center=True, workspace_bytes=2**20).coefficients[2].any()

@@ -52,5 +52,9 @@ def _made(make: Callable[..., Codec], name: str, text: str, argument: str) -> Co
                 f"'{argument}' must have settings that {name} knows (got {setting!r}). "
                 "The int codecs know group_size=COLUMNS and scale=bf16 or scale=fp32; the others have none."
             )
-        settings[key] = int(value) if value.removeprefix("-").isdecimal() else value
+        if key in settings:
+            raise ValueError(f"'{argument}' must have {key} once (got '{name}:{text}'). Leave one of them out.")
+        digits = value.removeprefix("-")
+        # More digits than a count of columns has are none; Python refuses to convert thousands of them.
+        settings[key] = int(value) if digits.isascii() and digits.isdecimal() and len(digits) < 20 else value
     return make(**settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from rmm_gnn._files import whole_file
-from rmm_gnn._validation import check_choice, check_positive_int
+from rmm_gnn._validation import check_choice, check_pattern, check_positive_int
 from rmm_gnn.codecs import get_codec
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.diagnostics.noise_record import NoiseRecord
@@ -222,7 +221,8 @@ def _selected(model: Module, layers: str | Iterable[str] | None) -> dict[Tensor,
     if layers is None:
         chosen = list(known)
     elif isinstance(layers, str):
-        chosen = [name for name in known if re.fullmatch(layers, name)]
+        pattern = check_pattern("layers", layers, "Write '.*' for all weights, or give names as a list.")
+        chosen = [name for name in known if pattern.fullmatch(name)]
     else:
         chosen = list(layers)
     unknown = [name for name in chosen if name not in known]

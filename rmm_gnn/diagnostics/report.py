@@ -151,7 +151,7 @@ class MemoryReport:
             del fields["saved_bytes"]
             entries = tuple(_entry_from(entry) for entry in fields.pop("entries"))
             return cls(entries=entries, **fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"'text' must be what to_json returned (got {error!r} on reading it). Write the report again."
             ) from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from torch.nn import Module
 
-from rmm_gnn._validation import check_bool
+from rmm_gnn._validation import check_bool, check_pattern
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.convert import LEAN_SWAPS, SWAPS, original_of, swap_layers
 from rmm_gnn.hf.attention_rows import mask_rows, reader_of_tokens
@@ -152,12 +151,8 @@ def _with_configs(
         return {name: (layer, settings) for name, layer in chosen.items()}
     decided: dict[str, RMMConfig | None] = {}
     for pattern, one in settings.items():
-        try:
-            matched = [name for name in chosen if re.fullmatch(pattern, name)]
-        except re.error as error:
-            raise ValueError(
-                f"'config' must have regular expressions as keys (got {pattern!r}: {error}). Write '.*' for all layers."
-            ) from error
+        compiled = check_pattern("config", pattern, "Write '.*' for all layers.", keys=True)
+        matched = [name for name in chosen if compiled.fullmatch(name)]
         if not matched:
             raise ValueError(
                 f"'config' must have patterns that match a selected layer (got {pattern!r}). "

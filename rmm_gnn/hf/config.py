@@ -7,12 +7,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rmm_gnn._validation import check_choice
 from rmm_gnn.config import RMMConfig
-from rmm_gnn.sketches import FAMILIES, Sketch
+from rmm_gnn.sketches import from_settings
 
 # What stands for a config, and for one config a pattern of names.
 OneConfig = RMMConfig | Mapping[str, Any]
@@ -67,22 +67,30 @@ def read_config(config: AnyConfig) -> RMMConfig | dict[str, RMMConfig | None]:
 
 
 def _parsed(text: str | os.PathLike[str]) -> Any:
-    source = "the text"
+    source, read = "the text", partial(str, text)
     if isinstance(text, os.PathLike) or not text.lstrip().startswith("{"):
         path = Path(text)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError:  # no file can have such a name
+            there = False
+        if not there:
             raise FileNotFoundError(
-                f"'config' must be JSON or the path of a JSON file (got {str(text)!r}). "
+                f"'config' must be JSON or the path of a JSON file (got {_shown(str(text))}). "
                 "Write '{\"rate\": 0.1}', or check the path."
             )
-        text, source = path.read_text(encoding="utf-8"), f"file {str(path)!r}"
+        source, read = f"file {str(path)!r}", partial(path.read_text, encoding="utf-8")
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(read())
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"'config' must be valid JSON (got {source}: {error}). "
             "Write keys in double quotes, as in '{\"rate\": 0.1}'."
         ) from error
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 200 else f"{text[:200]!r} and so on"
 
 
 def _check_keys(given: Mapping[Any, Any]) -> None:
@@ -109,17 +117,4 @@ def _from_settings(settings: Mapping[str, Any], pattern: str | None = None) -> R
     if not isinstance(sketch, Mapping):
         return RMMConfig(**settings)
     # As ``RMMConfig.to_dict`` writes a family with its settings.
-    return RMMConfig(**{**settings, "sketch": _family(sketch)})
-
-
-def _family(sketch: Mapping[str, Any]) -> Sketch:
-    settings = dict(sketch)
-    family = FAMILIES[check_choice("sketch", settings.pop("name", None), FAMILIES)]
-    known = [field.name for field in fields(family)]
-    unknown = [key for key in settings if key not in known]
-    if unknown:
-        raise ValueError(
-            f"'sketch' must have known settings (got {', '.join(map(repr, unknown))} for {family.name!r}). "
-            f"They are: {', '.join(['name', *known])}."
-        )
-    return family(**settings)
+    return RMMConfig(**{**settings, "sketch": from_settings(sketch)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from rmm_gnn._validation import check_pattern
 
 ALL_LINEAR = "all-linear"
 OUTPUT_HEAD = "output-head"
@@ -148,13 +149,8 @@ def _checked(argument: str, given: Names) -> str | list[str]:
 def _matches(argument: str, part: str, name: str, *, whole: bool) -> bool:
     if not whole:
         return name == part or name.endswith(f".{part}")
-    try:
-        return re.fullmatch(part, name) is not None
-    except re.error as error:
-        raise ValueError(
-            f"'{argument}' must be a valid regular expression (got {part!r}: {error}). "
-            "Write ends of names as a list, ['query', 'value']."
-        ) from error
+    way_out = "Write ends of names as a list, ['query', 'value']."
+    return check_pattern(argument, part, way_out).fullmatch(name) is not None
 
 
 def _inside(layers: Mapping[str, Module], matched: Iterable[str]) -> set[str]:

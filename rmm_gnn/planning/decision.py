@@ -142,7 +142,7 @@ class Plan:
             functions = RMMConfig.from_dict(values.pop("functions"))
             exact = tuple(values.pop("exact"))
             return Plan(configs=configs, functions=functions, rows=tuple(rows), exact=exact, **values)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"'text' must be a plan written by to_json (got {error!r}). Make it anew with rmm_gnn.plan."
             ) from error

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
+from typing import Any
 
 from rmm_gnn._validation import check_choice
 from rmm_gnn.sketches.base import DEFAULT_WORKSPACE_BYTES, Draw, Pass, Sketch
@@ -32,6 +35,7 @@ __all__ = [
     "RowSamplingSketch",
     "SORSSketch",
     "Sketch",
+    "from_settings",
     "from_spec",
     "get_sketch",
 ]
@@ -79,5 +83,27 @@ def from_spec(spec: str) -> Sketch:
 
 @lru_cache(maxsize=256)
 def _from_spec(spec: str) -> Sketch:
-    settings = json.loads(spec)
-    return FAMILIES[settings.pop("name")](**settings)
+    return from_settings(json.loads(spec))
+
+
+def from_settings(settings: Mapping[str, Any]) -> Sketch:
+    """Rebuild a family from what ``Sketch.to_dict`` gave.
+
+    Raises:
+        ValueError: If the name or a setting is unknown, or a setting is out of range.
+        TypeError: If ``settings`` is no mapping, or a setting is of the wrong type.
+    """
+    if not isinstance(settings, Mapping):
+        raise TypeError(
+            f"'sketch' must be a dictionary of settings (got {type(settings).__name__}). Write {{'name': 'gaussian'}}."
+        )
+    values = dict(settings)
+    family = FAMILIES[check_choice("sketch", values.pop("name", None), FAMILIES)]
+    known = [field.name for field in fields(family)]
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise ValueError(
+            f"'sketch' must have known settings (got {', '.join(map(repr, unknown))} for {family.name!r}). "
+            f"They are: {', '.join(['name', *known])}."
+        )
+    return family(**values)
