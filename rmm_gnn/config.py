@@ -45,8 +45,8 @@ class RMMConfig:
         backend: "auto", "torch", "native" (for ``count_sketch``, the codecs of few bits, ReLU, dropout and batch
             normalisation on the CPU, compiled on installation where there is a C compiler; what "auto" takes there),
             "scatter" (bucket sums of ``count_sketch`` through torch-scatter) or "triton" (for the same and the dense
-            families, on a GPU).  What a backend does not have, plain torch does; the code of x_0 takes what
-            "auto" takes.
+            families, on a GPU; what "auto" takes there but for the dense families).  What a backend does not have,
+            plain torch does; the code of x_0 takes what "auto" takes.
         norm_codec: How lean normalisation keeps its normalised input.
         norm_rate: Share of the rows that lean batch normalisation keeps, as a sketch, in ``norm_codec``; 1 keeps the
             rows themselves.  Layer normalisation keeps them all: its statistics are those of a row.

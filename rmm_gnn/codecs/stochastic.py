@@ -17,8 +17,9 @@ from rmm_gnn.kernels.reference import accumulation_dtype
 from rmm_gnn.seeding import Stream, hash_index
 
 SCALE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-# Entries coded at a time: few enough to stay in cache, enough to keep two threads busy.
-_TILE = 1 << 17
+# Entries coded at a time: on the CPU few enough to stay in cache, enough to keep two threads busy; elsewhere as many as
+# keep temporary copies within tens of MiB, since every operation is a launch.
+_TILE, _TILE_ELSEWHERE = 1 << 17, 1 << 21
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class StochasticCodec(Codec):
             return
         dtype = accumulation_dtype(block.dtype)
         columns = _uniforms(seed, Stream.ROUNDING_COLUMNS, 0, num_columns).to(dtype)
-        height = max(1, _TILE // num_columns)
+        height = max(1, (_TILE if block.device.type == "cpu" else _TILE_ELSEWHERE) // num_columns)
         for row in range(0, num_rows, height):
             tile = block[row : row + height].to(dtype)
             first, last = start + row, start + row + tile.shape[0]
@@ -169,7 +170,9 @@ class StochasticCodec(Codec):
         low, high = torch.aminmax(part, dim=-1, keepdim=True)
         low.masked_fill_(~(high - low).isfinite(), torch.nan)
         offset.copy_(_round_directed(low, offset.dtype, -torch.inf))
-        step.copy_(_round_directed((high - offset).div_(self.levels), step.dtype, torch.inf))
+        # By a tensor: CUDA multiplies by the reciprocal of a number, which may be off in the last place.
+        levels = high.new_full((), self.levels)
+        step.copy_(_round_directed((high - offset).div_(levels), step.dtype, torch.inf))
 
     @staticmethod
     def _steps_above(part: Tensor, offset: Tensor, step: Tensor) -> Tensor:

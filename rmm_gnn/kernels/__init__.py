@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from rmm_gnn._validation import check_choice
 from rmm_gnn.kernels import native, reference
 
 BACKENDS = ("auto", "torch", "native", "scatter", "triton")
+_TRITON_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_backend(backend: str) -> str:
@@ -39,7 +42,8 @@ def check_backend(backend: str) -> str:
 def resolve(backend: str, matrix: Tensor, dtype: torch.dtype | None = None) -> str:
     """Name the implementation that ``backend`` stands for: ``"auto"`` is the fastest one measured for such a matrix.
 
-    That is ``"native"`` on the CPU, for the types that it takes and where it is built, and ``"torch"`` elsewhere.
+    That is ``"native"`` on the CPU, for the types that it takes and where it is built, ``"triton"`` on GPUs, where it
+    is installed, and ``"torch"`` elsewhere.
 
     Args:
         backend: One of ``BACKENDS``.
@@ -48,7 +52,28 @@ def resolve(backend: str, matrix: Tensor, dtype: torch.dtype | None = None) -> s
     """
     if backend != "auto":
         return backend
-    return "native" if native.is_built() and native.takes(matrix, dtype) else "torch"
+    if native.is_built() and native.takes(matrix, dtype):
+        return "native"
+    return "triton" if _triton_takes(matrix, dtype) else "torch"
+
+
+def _triton_takes(matrix: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether kernels in Triton can read ``matrix``, or what has ``dtype``: a plain tensor on a GPU they run on."""
+    return (
+        matrix.is_cuda
+        and (dtype or matrix.dtype) in _TRITON_TYPES
+        and type(matrix) in (Tensor, Parameter)
+        and not (matrix.requires_grad and torch.is_grad_enabled())
+        and not torch._C._functorch.is_functorch_wrapped_tensor(matrix)
+        and _triton_builds_for(matrix.device)
+    )
+
+
+@cache
+def _triton_builds_for(device: torch.device) -> bool:
+    # 8.0 is the least that Triton supports; builds of torch for AMD's GPUs count otherwise, and none was tried.
+    there = importlib.util.find_spec("triton") is not None and torch.version.cuda is not None
+    return there and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def implementation(operation: str, backend: str, matrix: Tensor, dtype: torch.dtype | None = None) -> Any:

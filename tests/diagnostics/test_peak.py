@@ -127,4 +127,5 @@ def test_an_allocation_raises_the_peak_on_cuda():
         ).peak_bytes
         for mib in (4, 40)
     )
-    assert raised - plain == 36 * MIB
+    # The sum of the larger tensor takes some KiB of its own, too.
+    assert 0 <= raised - plain - 36 * MIB < MIB // 16

@@ -151,3 +151,11 @@ def test_lean_operators_refuse_what_cannot_run(monkeypatch):
             function(x, backend="cuda")
     with pytest.raises(ValueError, match=r"'backend' must be one that takes torch\.float16 on cpu"):
         relu(x.half(), backend="native")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_auto_takes_the_kernels_on_a_gpu(dtype):
+    x = torch.ones(2, 2, dtype=dtype, device="cuda")
+    assert kernels.resolve("auto", x) == kernels.resolve("auto", x.byte(), dtype) == "triton"
+    assert kernels.resolve("auto", x.requires_grad_()) == "torch"  # the kernels know nothing of autograd
