@@ -58,9 +58,11 @@ def _activate(
     threshold: tl.int64,
     slope: tl.float64,
     factor: tl.float64,
+    before: tl.int64,  # entries of the tensor whose mask it is that precede this part of it
     RECTIFIES: tl.constexpr,
     LEAKS: tl.constexpr,
     DROPS: tl.constexpr,
+    SHIFTED: tl.constexpr,
     STRIDED: tl.constexpr,
     INDEX: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -84,7 +86,11 @@ def _activate(
         elif RECTIFIES:
             values = tl.where(values < 0, 0.0, values)
         if DROPS:
-            keeps = mix32(hash_words(lanes, lane_low, lane_high) ^ first).to(tl.int64) >= tl.cast(threshold, tl.int64)
+            own, lane = first, lanes
+            if SHIFTED:
+                number = before + tile * _TILE + lanes
+                own, lane = hash_words(number // _TILE, low, high), (number % _TILE).to(tl.int32)
+            keeps = mix32(hash_words(lane, lane_low, lane_high) ^ own).to(tl.int64) >= tl.cast(threshold, tl.int64)
             passes = passes & keeps
             # A product, also with zero: nan and inf become nan, and negative numbers -0.0, as in torch.
             values *= tl.where(keeps, tl.full((), factor, ACCUMULATE), tl.full((), 0, ACCUMULATE))
@@ -156,13 +162,14 @@ def relu(x: Tensor, negative_slope: float | None) -> tuple[Tensor, Tensor]:
     return out.copy_(result.view(out.shape)), bits
 
 
-def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+def dropout(x: Tensor, p: float, seed: Tensor, first: int = 0) -> Tensor:
     """X times 1 / (1 - p), or times 0 where the seed's mask drops an entry: the operator ``rmm_gnn::dropout``.
 
     Args:
         x: Any shape, any strides; more than two dimensions that are not contiguous are copied.
         p: Probability of an entry to be dropped, below 1.
         seed: Scalar int64 tensor on the same device.
+        first: Number of the first entry of ``x`` in the tensor whose mask it is.
 
     Returns:
         The output, contiguous.
@@ -172,7 +179,7 @@ def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     """
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrix = _matrix(x)
-    _run(matrix, out.view(matrix.shape), p=p, seed=seed)
+    _run(matrix, out.view(matrix.shape), p=p, seed=seed, first=first)
     return out
 
 
@@ -240,6 +247,7 @@ def _run(
     slope: float | None = None,
     p: float | None = None,
     seed: Tensor | None = None,
+    first: int = 0,
     rectifies: bool = False,
 ) -> Tensor:
     """Write ``out`` and return the bits: none without ``rectifies``."""
@@ -260,9 +268,11 @@ def _run(
             0 if p is None else round(p * 2**32),
             0.0 if slope is None else float(slope),
             1.0 if p is None else _factor(1 - p, matrix.dtype),
+            first,
             RECTIFIES=rectifies,
             LEAKS=slope is not None,
             DROPS=p is not None,
+            SHIFTED=first != 0,
             **options,
         )
     return bits

@@ -54,6 +54,13 @@ def test_other_types(dtype):
     assert_same(with_odd_entries(63, 101, dtype=dtype))
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 700), (5, 9), (TILE - 3, TILE + 200), (TILE + 1, TILE + 2)])
+def test_dropout_of_a_part(first, last):
+    whole = with_odd_entries(TILE + 1001)
+    expected = OPS.dropout(whole, 0.3, SEED, "torch")[0][first:last]
+    assert_same_values(dropout(whole[first:last], 0.3, SEED, first), expected)
+
+
 @pytest.mark.parametrize("entries", [TILE, TILE + 1001], ids=["one tile", "two tiles"])
 def test_tiles(entries):
     assert_same(with_odd_entries(entries))

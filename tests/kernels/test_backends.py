@@ -1,6 +1,9 @@
 """The choice between implementations, and layers that run by each."""
 
 import importlib.util
+import inspect
+from importlib import import_module
+from inspect import signature
 
 import pytest
 import torch
@@ -151,6 +154,18 @@ def test_lean_operators_refuse_what_cannot_run(monkeypatch):
             function(x, backend="cuda")
     with pytest.raises(ValueError, match=r"'backend' must be one that takes torch\.float16 on cpu"):
         relu(x.half(), backend="native")
+
+
+@pytest.mark.parametrize("operation", ["activations", "batch_norm", "codes"])
+def test_one_call_serves_both_languages(operation):
+    """What is called without a look at the implementation takes the same arguments in each."""
+    in_c, in_triton = (import_module(f"rmm_gnn.kernels.{operation}_{name}") for name in ("native", "triton"))
+    named = {name: value for name, value in vars(in_c).items() if inspect.isfunction(value) and name[0] != "_"}
+    helpers = {"coded", "done"}  # of the modules in C among themselves
+    shared = [name for name, value in named.items() if value.__module__ == in_c.__name__ and name not in helpers]
+    assert len(shared) >= 2
+    for name in shared:
+        assert list(signature(getattr(in_triton, name)).parameters) == list(signature(named[name]).parameters), name
 
 
 @pytest.mark.cuda
