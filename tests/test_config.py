@@ -76,7 +76,7 @@ def test_records_carry_the_share_of_rows_of_normalisation_and_the_anchor_and_old
     del record["norm_rate"], record["anchor"]
     assert RMMConfig.from_dict(record) == RMMConfig()
     del record["codec"]
-    with pytest.raises(ValueError, match=r"'settings' must be what to_dict gave \(got one without \['codec'\]"):
+    with pytest.raises(ValueError, match=r"'settings' must be what to_dict gave \(got one without \['codec'\]\)"):
         RMMConfig.from_dict(record)
 
 

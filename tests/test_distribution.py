@@ -129,7 +129,8 @@ def test_the_metadata_are_valid_and_say_what_is_so(pure_wheel):
     assert str(found.requires_python) == ">=3.10"
     assert found.description_content_type == "text/markdown" and found.description == (ROOT / "README.md").read_text()
     assert {one.name for one in found.requires_dist or [] if one.marker is None} == {"torch", "torch-geometric"}
-    assert set(found.provides_extra or []) == {"benchmarks", "transformers", "scatter", "triton", "dev"}
+    extras = {"benchmarks", "transformers", "scatter", "sparse", "cluster", "triton", "docs", "dev"}
+    assert set(found.provides_extra or []) == extras
     assert not found.project_urls and found.home_page is None  # there is no public place to name
 
 

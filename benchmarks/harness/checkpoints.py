@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
@@ -90,7 +90,7 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
         raise BenchmarkError(f"'{path}' must be as it was written (got other bytes by its checksum). {_ANEW}")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except (UnpicklingError, RuntimeError) as error:
         raise BenchmarkError(
             f"'{path}' must hold nothing but tensors and plain values (got more, which is refused and was not run). "
             f"{_ANEW}"

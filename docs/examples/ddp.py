@@ -1,7 +1,9 @@
 """Data-parallel training of layers that keep sketches.
 
-torchrun --nproc-per-node 2 docs/examples/ddp.py
+Run: torchrun --nproc-per-node 2 docs/examples/ddp.py
 """
+
+import os
 
 import torch
 import torch.distributed as dist
@@ -12,7 +14,8 @@ from rmm_gnn import RMMConfig, convert_to_rmm, revert_rmm
 
 dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 rank, ranks = dist.get_rank(), dist.get_world_size()
-device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+local_rank = int(os.environ["LOCAL_RANK"])  # by torchrun: its number on this machine
+device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 if device.type == "cuda":
     torch.cuda.set_device(device)
 

@@ -1,7 +1,9 @@
 """Training of layers that keep sketches, in a model whose weights are spread over the ranks (FSDP2).
 
-torchrun --nproc-per-node 2 docs/examples/fsdp.py
+Run: torchrun --nproc-per-node 2 docs/examples/fsdp.py
 """
+
+import os
 
 import torch
 import torch.distributed as dist
@@ -13,7 +15,8 @@ from rmm_gnn import RMMConfig, compress_activations, convert_to_rmm
 
 dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 rank, ranks = dist.get_rank(), dist.get_world_size()
-device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+local_rank = int(os.environ["LOCAL_RANK"])  # by torchrun: its number on this machine
+device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 if device.type == "cuda":
     torch.cuda.set_device(device)
 

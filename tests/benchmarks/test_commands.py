@@ -14,7 +14,9 @@ NO_SMOKE = {
     "_environment": "is sourced by the others",
     "check": "runs in seconds as it is, at the beginning of scripts/test.sh",
     "check_package": "makes environments and downloads what they need; for before a release",
+    "docs": "its build is a test, tests/docs/test_build.py",
     "install_scatter": "compiles for a quarter of an hour",
+    "install_sparse": "compiles for half an hour",
     "smoke": "runs the others",
     "test": "runs scripts/smoke.sh",
 }

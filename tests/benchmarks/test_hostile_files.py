@@ -287,3 +287,15 @@ def test_paths_of_odd_characters(tmp_path: Path, graph, name):  # noqa: F811
 def test_paths_of_no_file(path):
     with pytest.raises(BenchmarkError, match="is not a file"):
         load(f"npz:{path}", ".")
+
+
+@pytest.mark.parametrize("place", ["processed/geometric_data_processed.pt", "split/time/split_dict.pt"])
+def test_files_that_ogb_unpickles_run_nothing(ogb_root: Path, tmp_path: Path, place):
+    """ogb 1.3.6 reads both with ``torch.load``, which takes weights and the few classes that are named."""
+    trap, path = tmp_path / "trap", ogb_root / "ogbn_arxiv" / place
+    load("ogbn-arxiv", ogb_root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(Hostile(trap), path)
+    with pytest.raises(BenchmarkError, match="could not be read"):
+        load("ogbn-arxiv", ogb_root)
+    assert not trap.exists()

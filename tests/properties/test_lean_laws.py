@@ -24,8 +24,8 @@ def step_of(codec: str, dtype: torch.dtype) -> float:
 
 
 @st.composite
-def inputs(draw, min_rows=0, max_dims=4, min_columns=0):
-    dtype = draw(st.sampled_from(DTYPES))
+def inputs(draw, min_rows=0, max_dims=4, min_columns=0, dtypes=DTYPES):
+    dtype = draw(st.sampled_from(dtypes))
     shape = draw(shapes(min_rows, min_columns, max_dims))
     x = draw(tensors(shape, dtype, max_exponent=1))
     return x, draw(tensors(shape, dtype, max_exponent=0))
@@ -96,7 +96,9 @@ def test_activations_are_off_by_a_step_of_their_derivative(tensors_, name, codec
 
 @examples(60)
 @given(
-    inputs(min_rows=2, max_dims=2, min_columns=2), st.sampled_from(["layer_norm", "rms_norm", "batch_norm"]),
+    # Where few numbers are nearly equal, statistics in 8 or 11 bits leave nothing to compare.
+    inputs(min_rows=2, max_dims=2, min_columns=2, dtypes=[torch.float32, torch.float64]),
+    st.sampled_from(["layer_norm", "rms_norm", "batch_norm"]),
     st.sampled_from(CODECS), SEEDS,
 )  # fmt: skip
 def test_normalisation_is_off_by_a_step_of_its_input(tensors_, name, codec, seed):
