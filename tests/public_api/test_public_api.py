@@ -61,8 +61,16 @@ def describe(name: str, value: Any) -> Iterator[str]:
             continue
         if isinstance(attribute, property | cached_property):
             yield f"{name}.{member}: property"
+        # PyG writes methods of convolutions when the first one is made, in modules of its own.
+        elif is_generated(attribute):
+            continue
         elif isinstance(attribute, classmethod | staticmethod) or inspect.isfunction(attribute):
             yield f"{name}.{member}{signature(getattr(value, member))}"
+
+
+def is_generated(method: Any) -> bool:
+    code = getattr(method, "__code__", None)
+    return code is not None and not Path(code.co_filename).is_relative_to(Path(rmm_gnn.__file__).parent)
 
 
 def lines() -> list[str]:
