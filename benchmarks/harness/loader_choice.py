@@ -53,7 +53,7 @@ LOADERS: dict[str, Loader] = {
         ("num_parts", "parts_per_batch", *_COMMON),
         "plain",
         _partitions,
-        "needs METIS, and pymetis is not installed: pip install 'rmm_gnn[cluster]'",
+        "needs METIS, and pymetis is not installed: pip install -e '.[cluster]'",
     ),
     "saint": Loader(
         ("batch_size", "walk_length", "coverage", *_COMMON),

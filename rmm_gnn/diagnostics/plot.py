@@ -23,7 +23,7 @@ def draw(report: MemoryReport, path: str | os.PathLike[str], limit: int) -> None
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "plot needs matplotlib (not installed). Run: pip install matplotlib, or pip install 'rmm_gnn[benchmarks]'."
+            "plot needs matplotlib (not installed). Run: pip install matplotlib, or pip install -e '.[benchmarks]'."
         ) from error
 
     bars, parts = _bars(report, limit)

@@ -20,7 +20,7 @@ def draw(records: Iterable[NoiseRecord], path: str | os.PathLike[str], layers: I
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "plot needs matplotlib (not installed). Run: pip install matplotlib, or pip install 'rmm_gnn[benchmarks]'."
+            "plot needs matplotlib (not installed). Run: pip install matplotlib, or pip install -e '.[benchmarks]'."
         ) from error
     by_layer: dict[str, list[NoiseRecord]] = {}
     for record in records:

@@ -26,7 +26,7 @@ try:
     )
 except ImportError as error:
     raise ImportError(
-        "The activations of transformers need it, and it is not installed. Run: pip install 'rmm_gnn[transformers]'"
+        "The activations of transformers need it, and it is not installed. Run: pip install -e '.[transformers]'"
     ) from error
 
 

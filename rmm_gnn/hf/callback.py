@@ -22,7 +22,7 @@ try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
     raise ImportError(
-        "RMMTrainerCallback needs transformers, which is not installed. Run: pip install 'rmm_gnn[transformers]'"
+        "RMMTrainerCallback needs transformers, which is not installed. Run: pip install -e '.[transformers]'"
     ) from error
 
 

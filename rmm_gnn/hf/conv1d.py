@@ -15,7 +15,7 @@ try:
     from transformers.pytorch_utils import Conv1D
 except ImportError as error:
     raise ImportError(
-        "RMMConv1D needs transformers, which is not installed. Run: pip install 'rmm_gnn[transformers]'"
+        "RMMConv1D needs transformers, which is not installed. Run: pip install -e '.[transformers]'"
     ) from error
 
 

@@ -37,7 +37,7 @@ def draw_changes(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "plot needs matplotlib (not installed). Run: pip install matplotlib, or pip install 'rmm_gnn[benchmarks]'."
+            "plot needs matplotlib (not installed). Run: pip install matplotlib, or pip install -e '.[benchmarks]'."
         ) from error
     by_layer: dict[str, list[RateChange]] = {}
     for change in history:

@@ -98,9 +98,3 @@ def test_the_index_names_every_report_and_nothing_that_is_not_there():
     named += re.findall(r"`(docs/\w+\.png)`", INDEX)
     assert len(named) > 30
     assert not [name for name in named if not (ROOT / name).exists()]
-
-
-def test_the_index_links_to_headings_of_the_readme():
-    headings = re.findall(r"^#+ (.*)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"README\.md#([\w-]+)\)", INDEX)) <= anchors

@@ -19,7 +19,7 @@ def test_what_is_missing_is_named_with_a_way_out(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(loader_choice, "find_spec", lambda name: None)
     with pytest.raises(BenchmarkError, match=r"saint needs torch-sparse.*install_sparse\.sh.*neighbor or random-nodes"):
         require_loader("saint")
-    with pytest.raises(BenchmarkError, match=r"cluster needs METIS.*pip install 'rmm_gnn\[cluster\]'.*random-nodes"):
+    with pytest.raises(BenchmarkError, match=r"cluster needs METIS.*pip install -e '\.\[cluster\]'.*random-nodes"):
         require_loader("cluster")
     for free in ("full", "neighbor", "random-nodes"):
         require_loader(free)

@@ -127,7 +127,7 @@ def test_plot_of_nothing(tmp_path):
 
 def test_plot_without_matplotlib(report, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install matplotlib, or pip install 'rmm_gnn\[benchmarks\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib, or pip install -e '\.\[benchmarks\]'"):
         report.plot(tmp_path / "none.png")
 
 

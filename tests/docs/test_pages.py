@@ -71,6 +71,11 @@ def test_there_is_something_to_run():
     [
         ("loss  0.50\n----\n3 MiB\n", "loss 0.55\n------\n3 MiB", True),
         ("loss 0.50", "loss 0.90", False),
+        ("35.8x less", "35.7x less", False),
+        ("relu 70.2 KiB 24.3", "relu 70.2 KiB 24.4", False),
+        ("317300 bytes, test accuracy 96.5 %", "317301 bytes, test accuracy 96.5 %", False),
+        ("exact 98.4 %, lean 94.5 %, 12.1 s", "exact 98.0 %, lean 96.0 %, 11.0 s", True),
+        ("noise over the data's 0.44", "noise over the data's 0.50", True),
         ("relu 3 MiB", "dropout 3 MiB", False),
         ("one 1\ntwo 2", "one 1", False),
         ("", "one", False),

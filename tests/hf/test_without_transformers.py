@@ -23,13 +23,13 @@ for name in ("RMMConv1D", "RMMTrainerCallback"):
     try:
         getattr(rmm_gnn.hf, name)
     except ImportError as error:
-        assert name in str(error) and "pip install 'rmm_gnn[transformers]'" in str(error), error
+        assert name in str(error) and "pip install -e '.[transformers]'" in str(error), error
     else:
         raise AssertionError(name)
 try:
     import rmm_gnn.hf.activations
 except ImportError as error:
-    assert "pip install 'rmm_gnn[transformers]'" in str(error), error
+    assert "pip install -e '.[transformers]'" in str(error), error
 else:
     raise AssertionError
 try:
