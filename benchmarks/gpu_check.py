@@ -33,6 +33,7 @@ PACKAGES = (
     "torch",
     "torch_geometric",
     "pytest",
+    "xdist",
     "hypothesis",
     "scipy",
     "sklearn",
@@ -48,7 +49,7 @@ METHODS = (
 )  # fmt: skip
 KERNEL_TESTS = "kernel-tests"
 GRAPH_TESTS = "tests/test_cuda_graphs.py"
-NETWORKS = ((4, 64, 60.0), (16, 256, 90.0))
+NETWORKS = ((4, 64, 30.0), (16, 256, 60.0))
 
 
 def check_machine(smoke: bool) -> None:
@@ -84,23 +85,24 @@ def parts_of(out: Path, root: Path, epochs: int, smoke: bool) -> tuple[list[Part
     """
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     device = ["--device", "cpu" if smoke else "cuda"]
-    kernel_tests = ["tests/kernels", "--ignore", "tests/kernels/test_ahead_of_time.py", "--fail-on-skip"]
+    # In ten processes: what takes long is to compile, on the CPU. On an H200's machine it was 130 s.
+    kernel_tests = ["tests/kernels", "--ignore", "tests/kernels/test_ahead_of_time.py", "--fail-on-skip", "-n", "10"]
     cuda = [*pytest, "-m", "cuda", "--fail-on-skip"]
     one = ["tests/test_cuda.py"] if smoke else ["--ignore", GRAPH_TESTS]
     parts = [
-        Part("cuda-tests", [*cuda, *one], 110, quoted=True),
+        Part("cuda-tests", [*cuda, *one], 120, quoted=True),
         # In a process of their own: a capture that fails spoils what comes after it.
-        Part("graph-tests", [*cuda, GRAPH_TESTS], 60, quoted=True),
+        Part("graph-tests", [*cuda, GRAPH_TESTS], 45, quoted=True),
         Part(
             KERNEL_TESTS,
             [*pytest, *(["tests/kernels/test_reference.py"] if smoke else kernel_tests)],
-            80,
+            140,
             quoted=True,
         ),
     ]
     for script, budget_s, tiny in (
         ("linear", 35, ["--rate", "0.5", "--shape", "64x8x4"]),
-        ("kernels", 30, ["--shape", "64x8"]),
+        ("kernels", 20, ["--shape", "64x8"]),
     ):
         for backend in ("torch",) if smoke else ("torch", "triton"):
             name = f"{script}-{backend}"
