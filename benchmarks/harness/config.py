@@ -129,7 +129,7 @@ class Sweep:
     edge_weights: str | None = option(
         None,
         "scaled: what a loader drops is made up for by larger weights of the edges that it keeps; plain: the full "
-        "graph's weights; unset: scaled with neighbor and saint, plain with cluster and random-nodes",
+        "graph's weights; unset: plain with random-nodes, scaled with the others",
         choices=("scaled", "plain"),
     )
     eval_chunk: int = option(65536, "nodes evaluated at a time, layer by layer; not with --loader full", type=int)

@@ -51,7 +51,7 @@ LOADERS: dict[str, Loader] = {
     "neighbor": Loader(("fan_out", "batch_size", *_COMMON)),
     "cluster": Loader(
         ("num_parts", "parts_per_batch", *_COMMON),
-        "plain",
+        "scaled",
         _partitions,
         "needs METIS, and pymetis is not installed: pip install -e '.[cluster]'",
     ),

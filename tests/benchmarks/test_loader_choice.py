@@ -80,7 +80,7 @@ def test_a_run_has_the_settings_of_its_loader_alone(make_run):
         assert {setting for setting in SETTINGS if getattr(run, setting) is not None} == set(loader.settings)
     weights = {name: make_run(loader=name).edge_weights for name in LOADERS}
     assert weights == {
-        "full": None, "neighbor": "scaled", "cluster": "plain", "saint": "scaled", "random-nodes": "plain",
+        "full": None, "neighbor": "scaled", "cluster": "scaled", "saint": "scaled", "random-nodes": "plain",
     }  # fmt: skip
     run = make_run(loader="neighbor", fan_out=(4, 2), batch_size=32)
     assert run.loading == "neighbor (fan out 4 2, batch size 32, edge weights scaled)"
