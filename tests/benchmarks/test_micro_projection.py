@@ -15,6 +15,7 @@ from benchmarks.micro.projection import costs_of, main, project, rows_at_most, r
 def made(tmp_path: Path) -> Path:
     record = {
         "schema": 3,
+        "key": "x",
         "settings": "",
         "loading": "neighbor (fan out 3 2, batch size 20, edge weights scaled)",
         "dataset": {"title": "tiny"},
