@@ -152,4 +152,8 @@ def test_a_run_that_does_not_fit_says_what_to_do(monkeypatch, tmp_path, capsys, 
         with pytest.raises(BenchmarkError, match=message) as raised:
             run_sweep(sweep, Alone(0, processes, 0))
         said = str(raised.value)
-    assert re.search(message, said) and "Take fewer nodes a batch (--batch-size" in said
+    assert re.search(message, said) and "measured in a step of a copy on the CPU" in said and "In all: " in said
+    assert (
+        re.search(r"A batch has [\d,]+ rows in the first Linear", said)
+        and "Take fewer nodes a batch (--batch-size" in said
+    )
