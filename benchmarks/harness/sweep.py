@@ -24,7 +24,7 @@ from benchmarks.harness.plots import plot_accuracy, plot_noise
 from benchmarks.harness.ranks import INTERRUPTED, Ranks
 from benchmarks.harness.records import SCHEMA, make_record
 from benchmarks.harness.report import format_report
-from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints
+from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints, say_others
 from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.train import train
 
@@ -57,6 +57,8 @@ def run_sweep(sweep: Sweep, ranks: Ranks | None = None) -> int:
     todo = [run for run in runs if run.key not in finished]
     if sweep.resume:
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are recorded in {out}.", file=sys.stderr)
+        if ranks.is_first:
+            say_others(out, [*done, *(run.key for run in runs)])
     processes = f" in {ranks.world_size} processes" if ranks.world_size > 1 else ""
     print(f"{dataset.title}: {len(todo)} runs on {device}{processes}", file=sys.stderr)
     code = 0
