@@ -14,6 +14,8 @@ from benchmarks.harness.locks import exclusive
 from rmm_gnn._files import sync_folder
 
 FILE = "records.jsonl"
+# What every record has, of whatever benchmark.
+_FIELDS = {"key": str, "config": dict, "results": dict}
 
 
 def append_record(folder: Path, record: dict[str, Any]) -> None:
@@ -59,7 +61,7 @@ def read_lines(folder: Path, schema: int | str) -> list[dict[str, Any]]:
         Records in the order written.
 
     Raises:
-        BenchmarkError: When another line is damaged, or the file is of another schema.
+        BenchmarkError: When another line is damaged or no record, or the file is of another schema.
     """
     path = folder / FILE
     if not path.exists():
@@ -71,14 +73,15 @@ def read_lines(folder: Path, schema: int | str) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             found = record["schema"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BenchmarkError(
-                f"'{path}' is damaged at line {number} ({error}). Remove that line, or choose another --out."
-            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _damaged(path, number, error) from error
         if found != schema:
             raise BenchmarkError(
                 f"'{path}' must have schema {schema} (got {found} at line {number}). Choose another --out."
             )
+        for name, kind in _FIELDS.items():
+            if not isinstance(record.get(name), kind):
+                raise _damaged(path, number, f"no record: '{name}' is missing or of another type")
         records.append(record)
     return records
 
@@ -103,6 +106,12 @@ def finished_runs(folder: Path, schema: int | str, *, resume: bool) -> dict[str,
             "there, or choose another --out."
         )
     return {record["key"]: record for record in records}
+
+
+def _damaged(path: Path, number: int, reason: object) -> BenchmarkError:
+    return BenchmarkError(
+        f"'{path}' is damaged at line {number} ({reason}). Remove that line, or choose another --out."
+    )
 
 
 def _drop_torn_line(file: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +56,21 @@ def measure_ledger(run: RunConfig, dataset: NodeDataset) -> MemoryReport:
     split = dataset.split_for(run.seed)
     if run.loader == FULL:
         task = Task.of(dataset, split.to(run.device))
+        loss_fn = task.loss_fn
     else:
-        batch = next(BatchLoader(run, dataset, split.train).epoch(1))
-        task = batch.to(torch.device(run.device)).task()
+        batch = next(BatchLoader(run, dataset, split.train).epoch(1)).to(torch.device(run.device))
+        # A matrix given directly would go in as another tensor, without the transpose that it carries.
+        matrices = batch.matrices if isinstance(batch.adjacency, tuple) else batch.matrices * run.layers
+        task, held = replace(batch, adjacency=matrices).task(), batch.tensors()
+
+        def loss_fn(logits: Tensor, held: tuple[Tensor, ...] = held) -> Tensor:
+            # What a loss brings along counts as input: of a batch, also the transposes that its matrices carry.
+            return task.loss_fn(logits)
+
     model = build_model(run, dataset.x.shape[1], dataset.num_classes, task).train()
     if run.loader != FULL:
         use_product(model)
-    return memory_report(_InContext(model, run, task), *task.inputs, loss_fn=task.loss_fn)
+    return memory_report(_InContext(model, run, task), *task.inputs, loss_fn=loss_fn)
 
 
 def write_ledger(run: RunConfig, dataset: NodeDataset, folder: Path) -> list[Path]:

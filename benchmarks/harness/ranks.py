@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.script import guarded
+from benchmarks.harness.script import guarded, told
 
 # Imported late, in the functions below: a single process reads its command line before torch is imported.
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Ranks:
         """What ``work`` returns here; if it fails on any rank as the user can put right, it fails on all.
 
         Raises:
-            SharedError: On every rank, in place of the first rank's BenchmarkError.
+            SharedError: On every rank, in place of the first rank's BenchmarkError, or of what the system refused it.
             SystemExit: On every rank, when it is raised on the first: by ``argparse``.
         """
         if self.world_size == 1:
@@ -108,7 +108,8 @@ class Ranks:
         result: Any = None
         failure: tuple[str, Any] | None = None
         try:
-            result = work()
+            with told():
+                result = work()
         except BenchmarkError as error:
             failure = (str(error), None)
         except SystemExit as error:
@@ -214,7 +215,7 @@ def run_ranks(work: Callable[[Ranks], int], interrupted: str) -> int:
 
     ranks.join()
     try:
-        with _silent(not ranks.is_first):
+        with _silent(not ranks.is_first), told():
             code = work(ranks)
     except SharedError as error:
         if ranks.is_first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,6 +78,24 @@ def check_unfinished(folder: Path, *, resume: bool) -> None:
         raise BenchmarkError(
             f"'{folder}' already holds {len(found)} unfinished runs. Add --resume to go on with them, or choose "
             "another --out."
+        )
+
+
+def say_others(folder: Path, keys: Iterable[str]) -> None:
+    """Say on standard error that checkpoints of other settings are there, if any are.
+
+    Args:
+        folder: For results; may not exist.
+        keys: Of the runs that are asked for, or recorded.
+    """
+    known = {checkpoint_path(folder, key) for key in keys}
+    others = [path for path in checkpoints_in(folder) if path not in known]
+    if others:
+        is_one = len(others) == 1
+        print(
+            f"{len(others)} checkpoint{'' if is_one else 's'} of other settings {'is' if is_one else 'are'} kept in "
+            f"{folder}: a command with those settings goes on from {'it' if is_one else 'them'}.",
+            file=sys.stderr,
         )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from benchmarks.harness.errors import BenchmarkError
 
@@ -22,6 +23,21 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     )
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """What the system refuses becomes a `BenchmarkError` where the user can put it right.
+
+    Raises:
+        BenchmarkError: In place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_THE_USER:
+            raise
+        raise BenchmarkError(f"{error}. Free space there, give permission, or name another place.") from error
+
+
 def guarded(work: Callable[[], int], interrupted: str) -> int:
     """The exit code of ``work``: 2 for something the user can put right, which is said on standard error.
 
@@ -30,14 +46,10 @@ def guarded(work: Callable[[], int], interrupted: str) -> int:
         interrupted: What to say after Ctrl-C, whose exit code is 130.
     """
     try:
-        return work()
+        with told():
+            return work()
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in _OF_THE_USER:
-            raise
-        print(f"error: {error}. Free space there, give permission, or name another place.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

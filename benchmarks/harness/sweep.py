@@ -19,17 +19,17 @@ from benchmarks.harness.jsonl import FILE, append_record, finished_runs
 from benchmarks.harness.loader_choice import FULL, check_run, require_loader
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.out_folder import out_folder
-from benchmarks.harness.out_of_memory import explain, report_out_of_memory
+from benchmarks.harness.out_of_memory import explain, out_of_memory_text, report_out_of_memory
 from benchmarks.harness.plots import plot_accuracy, plot_noise
 from benchmarks.harness.ranks import INTERRUPTED, Ranks
 from benchmarks.harness.records import SCHEMA, make_record
 from benchmarks.harness.report import format_report
-from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints
+from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints, say_others
 from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.train import train
 
 OUT_OF_MEMORY = 2
-SMALLER_BATCHES = "Take fewer nodes a batch (--batch-size, --fan-out, --parts-per-batch), or a method that keeps less."
+NO_ROOM = "Choose a smaller data set, --device cpu, or a --loader, which moves a batch at a time."
 
 
 def run_sweep(sweep: Sweep, ranks: Ranks | None = None) -> int:
@@ -57,11 +57,13 @@ def run_sweep(sweep: Sweep, ranks: Ranks | None = None) -> int:
     todo = [run for run in runs if run.key not in finished]
     if sweep.resume:
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are recorded in {out}.", file=sys.stderr)
+        if ranks.is_first:
+            say_others(out, [*done, *(run.key for run in runs)])
     processes = f" in {ranks.world_size} processes" if ranks.world_size > 1 else ""
     print(f"{dataset.title}: {len(todo)} runs on {device}{processes}", file=sys.stderr)
     code = 0
     # Batches are sampled where the graph is, and moved one by one.
-    data = dataset.to(device) if sweep.loader == FULL else dataset
+    data = _moved(dataset, device) if sweep.loader == FULL else dataset
     where = environment.describe(device)
     with ExitStack() as stack:
         if ranks.is_first:
@@ -82,17 +84,16 @@ def run_sweep(sweep: Sweep, ranks: Ranks | None = None) -> int:
                 if said is not None:  # out of the handler: the error holds what the run held
                     name, code = f"{position} {run.label} seed {run.seed}", OUT_OF_MEMORY
                     if ranks.world_size > 1:  # the others wait for a step that will not come
-                        raise BenchmarkError(f"{name}: out of memory ({said.splitlines()[0]}). {SMALLER_BATCHES}")
-                    full = partial(explain, run, dataset)
-                    report_out_of_memory(name, said, full if run.loader == FULL else lambda: SMALLER_BATCHES)
+                        raise BenchmarkError(out_of_memory_text(name, said, partial(explain, run, dataset)))
+                    report_out_of_memory(name, said, partial(explain, run, dataset))
                     continue
                 if ranks.is_first:
                     record = make_record(run, dataset, where, result)
                     append_record(out, record)
                     checkpoints.remove()
                     done[run.key] = record
-            if sweep.ledger and ranks.is_first:
-                _write_ledgers(runs, data, out)
+            if sweep.ledger and ranks.is_first and not _write_ledgers(runs, data, out):
+                code = OUT_OF_MEMORY
         except KeyboardInterrupt:
             print(f"\nInterrupted. Finished runs are kept; continue with --resume --out {out}", file=sys.stderr)
             code = INTERRUPTED
@@ -133,13 +134,36 @@ def _loaded(sweep: Sweep, ranks: Ranks) -> NodeDataset:
     return dataset
 
 
-def _write_ledgers(runs: list[RunConfig], dataset: NodeDataset, out: Path) -> None:
+def _moved(dataset: NodeDataset, device: torch.device) -> NodeDataset:
+    """The data on a device.
+
+    Raises:
+        BenchmarkError: When they do not fit there: then no run does.
+    """
+    try:
+        return dataset.to(device)
+    except torch.OutOfMemoryError as error:
+        said = str(error).splitlines()[0]
+        raise BenchmarkError(f"{dataset.title} does not fit into the memory of {device} ({said}). {NO_ROOM}") from None
+
+
+def _write_ledgers(runs: list[RunConfig], dataset: NodeDataset, out: Path) -> bool:
+    """Write those that are not there yet; returns whether all could be measured."""
     from benchmarks.harness.ledger import ledger_stem, write_ledger
 
+    fit = True
     for stem, run in {ledger_stem(run): run for run in reversed(runs)}.items():  # of a row's runs, the first
-        if not (out / f"{stem}.txt").exists():
+        if (out / f"{stem}.txt").exists():
+            continue
+        try:
             write_ledger(run, dataset, out)
-            print(f"Wrote {stem}.txt, .json and .png in {out}", file=sys.stderr)
+        except torch.OutOfMemoryError as error:
+            said = str(error).splitlines()[0]
+            print(f"error: {stem}.txt could not be made: out of memory ({said}). The others go on.", file=sys.stderr)
+            fit = False
+            continue
+        print(f"Wrote {stem}.txt, .json and .png in {out}", file=sys.stderr)
+    return fit
 
 
 def _show(runs: list[RunConfig], done: dict[str, dict], out: Path) -> None:

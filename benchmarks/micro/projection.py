@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness.errors import BenchmarkError, require
 from benchmarks.harness.jsonl import read_lines
+from benchmarks.harness.layerwise import peak_bytes
 from benchmarks.harness.records import SCHEMA
 from benchmarks.harness.rows import group_rows, label, median
 from benchmarks.harness.script import guarded, parser_of
@@ -153,7 +154,10 @@ def report(records: Sequence[dict[str, Any]], given: argparse.Namespace) -> str:
         "what the loader adds (rows, columns and values without the diagonal, and PyG's edge list)": 2
         * given.edges
         * (_FP32 + 4 * _INT64),
-        f"evaluation (three matrices of {hidden} channels)": 3 * given.nodes * hidden * _FP32,
+        f"evaluation, {config['eval_chunk']:,} nodes at a time (three matrices of {hidden} channels, or one with the "
+        f"nodes' classes and a chunk's logits for {given.classes} classes)": peak_bytes(
+            given.nodes, hidden, given.classes, config["eval_chunk"]
+        ),
     }
     lines = [f"  - {name}: {size / GIB:,.0f} GiB" for name, size in host.items()]
     source = records[0]["dataset"]["title"]

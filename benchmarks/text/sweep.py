@@ -18,7 +18,7 @@ from benchmarks.harness.files import write_text
 from benchmarks.harness.jsonl import FILE, append_record, finished_runs
 from benchmarks.harness.out_folder import out_folder
 from benchmarks.harness.out_of_memory import report_out_of_memory
-from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints
+from benchmarks.harness.run_checkpoints import RunCheckpoints, check_unfinished, clear_checkpoints, say_others
 from benchmarks.text import synthetic
 from benchmarks.text.config import TextSweep
 from benchmarks.text.data import encode, load
@@ -79,6 +79,7 @@ def run_sweep(sweep: TextSweep) -> int:
     left = sum(run.key not in done for run in runs)
     if sweep.resume:
         print(f"{len(runs) - left} of {len(runs)} runs are recorded in {out}.", file=sys.stderr)
+        say_others(out, [*done, *(run.key for run in runs)])
     print(f"GLUE {' '.join(sweep.task)}, {asked[0][1].title}: {left} runs on {device}", file=sys.stderr)
     where, code, number = environment.describe(device, _PACKAGES), 0, 0
     with out_folder(out):

@@ -21,6 +21,8 @@ from benchmarks.harness.run_config import RunConfig
 EXTRA = ("ogb", "sklearn", "scipy", "matplotlib", "tabulate", "tqdm")
 NUM_NODES = 60
 MIB = 2**20
+# The least that a line of records.jsonl has.
+NO_RUN = {"schema": 3, "key": "of no run", "config": {}, "results": {}}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -116,6 +118,7 @@ def record(method: str, seed: int, accuracy: float, saved: int = 8 * MIB, **chan
         "device": "cpu", "bn_momentum": 0.1,
     }  # fmt: skip
     made = {
+        "key": f"{method} {seed}",
         "features_are_stand_ins": False,
         "dataset": {
             "title": "tiny", "num_nodes": 1000, "num_edges": 2000, "num_features": 5, "num_classes": 3,

@@ -14,6 +14,7 @@ import torch
 from benchmarks.harness import checkpoints
 from benchmarks.harness.checkpoints import checkpoint_path, checkpoints_in, read_checkpoint, write_checkpoint
 from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.training import Training
 from benchmarks.ogbn_arxiv import main
 from tests.benchmarks.test_resume import equal
 
@@ -184,3 +185,30 @@ def test_a_damaged_checkpoint_stops_the_command_and_keeps_the_records(tmp_path: 
     assert (out / "records.jsonl").read_text() == lines[0]
     damaged.unlink()
     assert main([*arguments, "--resume"]) == 0
+
+
+def test_checkpoints_of_other_settings_are_told_and_kept(tmp_path: Path, capsys):
+    write_checkpoint(checkpoint_path(tmp_path, "other"), "other", {})
+    arguments = ["--smoke", "--method", "baseline", "--runs", "1", "--resume", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert f"1 checkpoint of other settings is kept in {tmp_path}: a command with" in capsys.readouterr().err
+    write_checkpoint(checkpoint_path(tmp_path, "another"), "another", {})
+    assert main(arguments) == 0
+    assert (
+        "2 checkpoints of other settings are kept in" in capsys.readouterr().err and len(checkpoints_in(tmp_path)) == 2
+    )
+
+
+def test_a_checkpoint_of_a_run_that_was_asked_for_is_none_of_other_settings(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.harness.sweep.train", interrupts)
+    arguments = ["--smoke", "--method", "baseline", "--runs", "1", "--out", str(tmp_path)]
+    assert main(arguments) == 130
+    monkeypatch.undo()
+    assert len(checkpoints_in(tmp_path)) == 1
+    assert main([*arguments, "--resume"]) == 0 and "of other settings" not in capsys.readouterr().err
+
+
+def interrupts(run, dataset, *, checkpoints, **others):
+    """Leaves a first checkpoint."""
+    checkpoints.write(Training(run, dataset).state_dict())
+    raise KeyboardInterrupt

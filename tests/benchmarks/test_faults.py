@@ -21,6 +21,7 @@ from benchmarks.harness.jsonl import FILE, append_record, read_lines
 from benchmarks.harness.out_folder import out_folder
 from benchmarks.harness.script import guarded
 from benchmarks.ogbn_arxiv import main
+from tests.benchmarks.conftest import NO_RUN
 
 SMOKE = ["--smoke", "--method", "baseline", "--runs", "1"]
 NOBODY = 65534
@@ -59,7 +60,7 @@ def as_nobody(function: Callable[[], object]) -> str:
 
 
 def test_records_that_no_longer_fit_leave_those_before_readable(tmp_path: Path):
-    records = [{"schema": 3, "key": key, "curve": [0] * 100} for key in "abc"]
+    records = [NO_RUN | {"key": key, "curve": [0] * 100} for key in "abc"]
     said = rf"'{tmp_path / FILE}' could not be written \(File too large\)\. Finished runs in it are kept"
     with files_up_to(1000), pytest.raises(BenchmarkError, match=said):  # within the third one
         for record in records:
@@ -144,7 +145,7 @@ def test_a_folder_without_permission_is_told(open_path: Path):
 def test_a_record_file_that_is_read_only_is_told_before_the_first_run(open_path: Path):
     folder = open_path / "shared"
     folder.mkdir()
-    append_record(folder, {"schema": 3, "key": "x"})
+    append_record(folder, NO_RUN | {"key": "x"})
     (folder / FILE).chmod(0o444)
     folder.chmod(0o777)
     said = as_nobody(lambda: enter(folder))
@@ -173,7 +174,7 @@ def test_a_sweep_that_was_killed_leaves_no_lock_and_its_leftovers_go(tmp_path: P
 
 def test_lines_of_many_writers_stay_whole(tmp_path: Path):
     # Each call opens the file anew, as a process of its own does; the lines are longer than one write of a pipe.
-    records = [{"schema": 3, "key": str(number), "curve": [number] * 20_000} for number in range(16)]
+    records = [NO_RUN | {"key": str(number), "curve": [number] * 20_000} for number in range(16)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda record: append_record(tmp_path, record), records))
     found = read_lines(tmp_path, 3)
@@ -183,8 +184,8 @@ def test_lines_of_many_writers_stay_whole(tmp_path: Path):
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "foreign"])
 def test_records_that_cannot_be_read_stop_the_command_and_stay(tmp_path: Path, capsys, damage: str):
-    append_record(tmp_path, {"schema": 3, "key": "x"})
-    append_record(tmp_path, {"schema": 3 if damage != "foreign" else 2, "key": "y"})
+    append_record(tmp_path, NO_RUN | {"key": "x"})
+    append_record(tmp_path, NO_RUN | {"schema": 3 if damage != "foreign" else 2, "key": "y"})
     path = tmp_path / FILE
     content = path.read_bytes()
     if damage == "cut":

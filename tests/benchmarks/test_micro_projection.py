@@ -15,6 +15,7 @@ from benchmarks.micro.projection import costs_of, main, project, rows_at_most, r
 def made(tmp_path: Path) -> Path:
     record = {
         "schema": 3,
+        "key": "x",
         "settings": "",
         "loading": "neighbor (fan out 3 2, batch size 20, edge weights scaled)",
         "dataset": {"title": "tiny"},
@@ -22,6 +23,7 @@ def made(tmp_path: Path) -> Path:
         "config": {
             "method": "baseline", "loader": "neighbor", "fan_out": [3, 2], "batch_size": 20, "layers": 2, "hidden": 8,
             "shared_weights": False, "world_size": 2, "seed": 0, "device": "cpu",
+            "eval_chunk": 1000,
         },
         "results": {
             "saved_total_bytes": 16000, "epoch_s": 5.0,
@@ -72,6 +74,13 @@ def test_the_report_is_called_a_projection(made: Path, capsys):
     parameters = 2 * 2 * 64 + 2 * 2 * 8 + 129 * 8 + 9 * 172
     assert f"4 x 4 B x {parameters:,}" in out
     assert "features: 53 GiB" in out  # 111,059,956 x 128 x 4 B
+    assert "evaluation, 1,000 nodes at a time" in out and "172 classes): 10 GiB" in out  # 111,059,956 x 8 x 3 x 4 B
+
+
+def test_a_chunk_s_logits_count_where_classes_are_many(made: Path, capsys):
+    arguments = ["--nodes", "1000000", "--classes", "4000000"]
+    assert main([str(made), *arguments]) == 0
+    assert "for 4000000 classes): 15 GiB" in capsys.readouterr().out  # 1,000 x 4,000,000 x 4 B
 
 
 @pytest.mark.parametrize(

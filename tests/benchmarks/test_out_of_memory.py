@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.harness import out_of_memory
+from benchmarks.harness import ledger, out_of_memory
+from benchmarks.harness.datasets.base import NodeDataset
 from benchmarks.harness.out_of_memory import explain
+from benchmarks.harness.run_config import RunConfig
 from benchmarks.harness.training import Training
 from benchmarks.ogbn_arxiv import main
+from rmm_gnn import MemoryReport
 
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 4.00 GiB.\nMore lines."
 MIB = 2**20
@@ -44,6 +47,57 @@ def test_the_others_go_on_and_the_exit_code_tells(tmp_path: Path, monkeypatch, c
     monkeypatch.setattr(Training, "run_epoch", step)
     assert main([*arguments, "--resume"]) == 0
     assert len((out / "records.jsonl").read_text().splitlines()) == 2
+
+
+def test_data_that_do_not_fit_end_the_command_with_a_line(tmp_path: Path, monkeypatch, capsys):
+    def fails(self: NodeDataset, device: torch.device) -> None:
+        raise torch.OutOfMemoryError(SAID)
+
+    monkeypatch.setattr(NodeDataset, "to", fails)
+    out = tmp_path / "out"
+    assert main(["--smoke", "--runs", "1", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "does not fit into the memory of cpu (CUDA out of memory. Tried" in said and "More lines" not in said
+    assert "a --loader, which moves a batch at a time." in said and not out.exists()
+
+
+def test_a_ledger_that_does_not_fit_leaves_table_and_the_other_ledgers(tmp_path: Path, monkeypatch, capsys):
+    measure = ledger.measure_ledger
+
+    def fails(run: RunConfig, dataset: NodeDataset) -> MemoryReport:
+        if run.method == "baseline":
+            raise torch.OutOfMemoryError(SAID)
+        return measure(run, dataset)
+
+    monkeypatch.setattr(ledger, "measure_ledger", fails)
+    arguments = ["--smoke", "--runs", "1", "--method", "baseline", "rmm", "--ledger", "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "error: ledger-baseline.txt could not be made: out of memory (CUDA out of memory. Tried" in said
+    assert (tmp_path / "table.md").exists() and [path.name[:10] for path in tmp_path.glob("ledger-*.txt")] == [
+        "ledger-rmm"
+    ]
+    monkeypatch.undo()
+    assert main([*arguments, "--resume"]) == 0 and (tmp_path / "ledger-baseline.txt").exists()
+
+
+@pytest.mark.parametrize("loader", ["neighbor", "random-nodes"])
+def test_a_batch_that_does_not_fit_is_measured_on_the_cpu(make_run, tiny, device_with, loader: str):
+    settings = {"fan_out": (2,)} if loader == "neighbor" else {"num_parts": 4, "parts_per_batch": 2}
+    run = make_run(loader=loader, **settings)
+    device_with(100 * MIB)
+    said = explain(replace(run, device="cuda"), tiny)
+    assert re.search(r"A batch has \d+ rows in the first Linear, \d+, \d+ in the blocks", said)
+    assert "Kept for backward, measured in a step of a copy on the CPU" in said and "linear" in said.lower()
+    assert "rmm --rate 0.5 (" in said and "rmm-lean --rate 0.5 (" in said and "fewer nodes a batch" in said
+    device_with(0)
+    assert "What would fit, as measured there: no rate." in explain(replace(run, device="cuda"), tiny)
+
+
+def test_a_batch_too_large_for_the_cpu_is_not_measured(make_run, tiny, monkeypatch):
+    monkeypatch.setattr(out_of_memory, "_host_bytes", lambda: 0)
+    said = explain(make_run(loader="neighbor"), tiny)
+    assert "too large to be measured on the CPU. Take fewer nodes a batch" in said
 
 
 @pytest.fixture

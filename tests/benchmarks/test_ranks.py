@@ -20,6 +20,7 @@ from benchmarks.harness.ranks import Ranks, run_ranks
 # Each process runs these one after the other, and says how each ended.
 SCENARIOS = """
 import os, sys
+import torch.distributed
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.ranks import run_ranks
 from benchmarks.ogbn_arxiv import main
@@ -42,6 +43,19 @@ def fails_alone(ranks):
     if ranks.rank == 1:
         raise BenchmarkError("nobody else knows")
     return 130  # as where the others are told to stop
+
+def refused_on_the_second(ranks):
+    ranks.agree(lambda: open("taken", "w") if ranks.rank == 1 else None)
+
+def refused_alone(ranks):
+    if ranks.rank == 1:
+        open(".", "w")
+    return 130
+
+def alone(work):
+    code = run_ranks(work, "")
+    torch.distributed.destroy_process_group()  # which the end of a process would else do
+    return code
 
 def resumes(ranks):
     import pathlib, torch
@@ -85,6 +99,9 @@ for name, call in {
     "second": lambda: run_ranks(fails_on_the_second, ""),
     "differs": lambda: run_ranks(differs, ""),
     "missing": lambda: main(["--loader", "random-nodes", "--dataset", "npz:none", "--out", "none"]),
+    "no file": lambda: main(["--loader", "neighbor", "--dataset", "digits", "--resume", "--out", "taken"]),
+    "refused": lambda: run_ranks(refused_on_the_second, ""),
+    "refused alone": lambda: alone(refused_alone),
     "prints": lambda: run_ranks(prints, ""),
     "resumes": lambda: run_ranks(resumes, ""),
     "alone": lambda: run_ranks(fails_alone, ""),
@@ -102,11 +119,12 @@ def environment(**more: str) -> dict[str, str]:
 def outputs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     """What each of two processes wrote on standard output and standard error."""
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(8)]
+        probes = [stack.enter_context(socket.socket()) for _ in range(11)]
         for probe in probes:
             probe.bind(("localhost", 0))
         ports = [str(probe.getsockname()[1]) for probe in probes]
     folder = tmp_path_factory.mktemp("ranks")
+    (folder / "taken" / "records.jsonl").mkdir(parents=True)  # where a file should be
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCENARIOS, *ports],
@@ -139,6 +157,8 @@ def outputs(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
         ("second", 2, "error: the disk is full (process 1 of 2)"),
         ("differs", 2, "'dataset' must be the same in every process (got fingerprint 0, fingerprint 1)"),
         ("missing", 2, "none' is not a file"),
+        ("no file", 2, "error: [Errno 21] Is a directory: 'taken/records.jsonl'. Free space there, give permission"),
+        ("refused", 2, "error: [Errno 21] Is a directory: 'taken'. Free space there"),
     ],
 )
 def test_an_error_ends_all_with_one_message(outputs: list[tuple[str, str]], name: str, code: int, message: str):
@@ -160,6 +180,8 @@ def test_a_job_goes_on_bit_for_bit_from_the_file_of_its_first_process(outputs: l
 def test_an_error_that_the_others_do_not_know_of_is_said_where_it_is(outputs: list[tuple[str, str]]):
     assert "@alone ends 130" in outputs[0][0] and "@alone ends 2" in outputs[1][0]
     assert "error: nobody else knows (process 1 of 2)" in outputs[1][1] and "nobody" not in outputs[0][1]
+    assert "@refused alone ends 130" in outputs[0][0] and "@refused alone ends 2" in outputs[1][0]
+    assert "or name another place. (process 1 of 2)" in outputs[1][1] and "Traceback" not in outputs[1][1]
 
 
 def write_graph(path: Path) -> None:

@@ -13,6 +13,8 @@ from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.jsonl import FILE, append_record, read_lines
 from benchmarks.harness.records import SCHEMA, make_record
 from benchmarks.harness.train import train
+from benchmarks.ogbn_arxiv import main
+from tests.benchmarks.conftest import NO_RUN
 
 
 def test_a_record_holds_everything_needed_to_judge_it(make_run, tiny):
@@ -43,23 +45,42 @@ def test_append_and_read(tmp_path):
     folder = tmp_path / "a" / "b"
     assert read_lines(folder, SCHEMA) == []
     for key in "xyz":
-        append_record(folder, {"schema": 3, "key": key})
+        append_record(folder, NO_RUN | {"key": key})
     assert [record["key"] for record in read_lines(folder, SCHEMA)] == ["x", "y", "z"]
 
 
 def test_a_torn_last_line_is_passed_over_and_then_cut_off(tmp_path):
-    append_record(tmp_path, {"schema": 3, "key": "x"})
+    append_record(tmp_path, NO_RUN | {"key": "x"})
     with open(tmp_path / FILE, "a") as file:
         file.write('{"schema": 3, "key": "y", "curv')
     assert [record["key"] for record in read_lines(tmp_path, SCHEMA)] == ["x"]
-    append_record(tmp_path, {"schema": 3, "key": "z"})
+    append_record(tmp_path, NO_RUN | {"key": "z"})
     assert [record["key"] for record in read_lines(tmp_path, SCHEMA)] == ["x", "z"]
 
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
-    (tmp_path / FILE).write_text('{"schema": 3}\nnonsense\n{"schema": 3}\n')
+    line = json.dumps(NO_RUN)
+    (tmp_path / FILE).write_text(f"{line}\nnonsense\n{line}\n")
     with pytest.raises(BenchmarkError, match="damaged at line 2"):
         read_lines(tmp_path, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"schema": 3}',
+        '{"schema": 3, "key": ["x"], "config": {}, "results": {}}',
+        '{"schema": 3, "key": "x", "config": [], "results": {}}',
+        '{"schema": 3, "key": "x", "config": {}}',
+        "[]", "3", "null",
+        "[" * 200_000,
+    ],
+)  # fmt: skip
+def test_json_that_is_no_record_is_an_error(tmp_path, capsys, line: str):
+    (tmp_path / FILE).write_text(f"{json.dumps(NO_RUN)}\n{line}\n")
+    assert main(["--smoke", "--out", str(tmp_path), "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert f"error: '{tmp_path / FILE}' is damaged at line 2 (" in said and "Remove that line, or choose" in said
 
 
 @pytest.mark.parametrize("schema", [1, 99])
@@ -70,7 +91,7 @@ def test_another_schema_is_an_error(tmp_path, schema):
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
-    append_record(tmp_path, {"schema": 3, "loss": [1.0, float("nan"), float("inf")]})
+    append_record(tmp_path, NO_RUN | {"loss": [1.0, float("nan"), float("inf")]})
     assert read_lines(tmp_path, SCHEMA)[0]["loss"] == [1.0, None, None]
 
 

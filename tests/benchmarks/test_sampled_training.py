@@ -117,11 +117,18 @@ def test_records_and_tables_say_how_batches_were_made(make_sampled, tiny):
     assert "Sampled: 1 steps an epoch in each of 1 processes" in text and "waiting for their batches" in text
 
 
-def test_the_ledger_is_that_of_a_batch(make_sampled, tiny):
+@pytest.mark.parametrize("loader", ["neighbor", "random-nodes"])
+def test_the_ledger_is_that_of_a_batch(make_sampled, tiny, loader: str):
     baseline, rmm = (
-        measure_ledger(make_sampled("neighbor", method=(name,), rate=(0.2,)), tiny) for name in ("baseline", "rmm")
+        measure_ledger(make_sampled(loader, method=(name,), rate=(0.2,)), tiny) for name in ("baseline", "rmm")
     )
     assert 0 < rmm.saved_bytes < baseline.saved_bytes < 60 * 8 * 4 * 8  # less than eight activations of all nodes
+
+
+@pytest.mark.parametrize("loader", ["neighbor", "random-nodes"])
+def test_the_ledger_counts_what_the_record_does(make_sampled, tiny, loader: str):
+    run = make_sampled(loader, method=("baseline",))
+    assert measure_ledger(run, tiny).saved_bytes == SampledTraining(run, tiny).curves.saved["total"]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -145,4 +152,8 @@ def test_a_run_that_does_not_fit_says_what_to_do(monkeypatch, tmp_path, capsys, 
         with pytest.raises(BenchmarkError, match=message) as raised:
             run_sweep(sweep, Alone(0, processes, 0))
         said = str(raised.value)
-    assert re.search(message, said) and "Take fewer nodes a batch (--batch-size" in said
+    assert re.search(message, said) and "measured in a step of a copy on the CPU" in said and "In all: " in said
+    assert (
+        re.search(r"A batch has [\d,]+ rows in the first Linear", said)
+        and "Take fewer nodes a batch (--batch-size" in said
+    )

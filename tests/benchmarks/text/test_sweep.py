@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.glue import main
 from benchmarks.harness import errors
+from benchmarks.harness.checkpoints import checkpoint_path, write_checkpoint
 from benchmarks.text import sweep as sweep_module
 from benchmarks.text.train import train
 from tests.benchmarks.text.conftest import write_glue
@@ -191,6 +192,17 @@ def test_records_of_another_benchmark(tmp_path: Path, capsys):
     (tmp_path / "records.jsonl").write_text(json.dumps({"schema": 3}) + "\n")
     assert main([*SMALL, "--resume", "--out", str(tmp_path)]) == 2
     assert "must have schema glue-1 (got 3 at line 1). Choose another --out." in capsys.readouterr().err
+
+
+def test_checkpoints_of_other_settings_are_told(tmp_path: Path, monkeypatch, capsys):
+    write_checkpoint(checkpoint_path(tmp_path, "other"), "other", {})
+
+    def interrupted(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_module, "train", interrupted)
+    assert main([*SMALL, "--resume", "--out", str(tmp_path)]) == 130
+    assert f"1 checkpoint of other settings is kept in {tmp_path}" in capsys.readouterr().err
 
 
 def test_the_last_tasks_data_are_looked_at_before_the_first_run(tmp_path: Path, monkeypatch, capsys):
