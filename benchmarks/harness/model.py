@@ -84,10 +84,11 @@ class GCN2(nn.Module):
         x_0 = self.first(x)
         x = F.dropout(x_0, self.dropout, self.training)
         block = self._recomputed_block if self.checkpoint and self.training else self.block
-        matrices = [adjacency] * len(self.convs) if isinstance(adjacency, Tensor) else adjacency
+        whole = isinstance(adjacency, Tensor)  # the convolutions take edges as well, whose list has another shape
+        matrices = [adjacency] * len(self.convs) if whole else adjacency
         for layer, matrix in enumerate(matrices):
             # A slice of all rows would be another tensor, with nothing gained.
-            own = x if matrix.shape[0] == x.shape[0] else x[: matrix.shape[0]]
+            own = x if whole or matrix.shape[0] == x.shape[0] else x[: matrix.shape[0]]
             x = block(layer, x, own, x_0, matrix)
         return self.lin_out(x)
 
