@@ -14,7 +14,7 @@ from torch_geometric.nn import GCN2Conv
 
 from rmm_gnn import RMMConfig, rmm_linear
 from rmm_gnn.codecs import get_codec
-from rmm_gnn.functional import linear as linear_module
+from rmm_gnn.functional import shared_input as shared_input_module
 from rmm_gnn.functional import shared_input_linear
 from rmm_gnn.nn import RMMGCN2Conv
 from rmm_gnn.sharing import KeptOnce
@@ -302,7 +302,7 @@ class TestSharedInputLinear:
     def test_no_code_outlives_its_tensor(self):
         """Neither the memory of a tensor that is gone, nor, as its address is taken over, that of another one."""
         (weight,) = weights(1)
-        before = len(linear_module._SHARED_CODES._entries)
+        before = len(shared_input_module._SHARED_CODES._entries)
         for number in range(3):
             x = features() + number
             out = shared_input_linear(x, weight, codec="int8")
@@ -310,7 +310,7 @@ class TestSharedInputLinear:
             torch.testing.assert_close(gradient[0], x.sum(0), rtol=0.05, atol=0.5)
         del x, out
         gc.collect()
-        assert len(linear_module._SHARED_CODES._entries) == before
+        assert len(shared_input_module._SHARED_CODES._entries) == before
 
     def test_a_seed_makes_a_code_of_its_own(self):
         x, layers = features(), weights(3)
@@ -405,7 +405,7 @@ class TestSharedX0:
         codes = [tensor for tensor in saved if tensor.dtype == torch.uint8]
         assert len(codes) == 3 and len({tensor.data_ptr() for tensor in codes}) == 1
         assert codes[0].untyped_storage().nbytes() == ROWS * CHANNELS
-        (entry,) = linear_module._SHARED_CODES._entries[x_0].values()
+        (entry,) = shared_input_module._SHARED_CODES._entries[x_0].values()
         assert entry[1][0]().data_ptr() == codes[0].data_ptr()
 
     def test_with_fp32_x_0_itself_is_kept(self):
@@ -414,7 +414,7 @@ class TestSharedX0:
         with saved_tensors() as saved:
             model(x_0)
         assert sum(tensor.data_ptr() == x_0.data_ptr() for tensor in saved) == 3
-        assert x_0 not in linear_module._SHARED_CODES._entries
+        assert x_0 not in shared_input_module._SHARED_CODES._entries
 
     @pytest.mark.parametrize("codec", ["fp32", "int8", "int2"])
     def test_output_and_other_gradients_are_pygs(self, codec):
@@ -448,7 +448,7 @@ class TestSharedX0:
         results, codes = [], []
 
         def change(x_0: Tensor) -> None:
-            codes.extend(entry[1][0]() for entry in linear_module._SHARED_CODES._entries.get(x_0, {}).values())
+            codes.extend(entry[1][0]() for entry in shared_input_module._SHARED_CODES._entries.get(x_0, {}).values())
             with torch.no_grad():
                 x_0.mul_(-2).add_(0.3)
 
@@ -487,12 +487,12 @@ class TestSharedX0:
         x_0 = features()
         out = model(x_0)
         gc.collect()
-        before = len(linear_module._SHARED_CODES._entries)
-        ((_, (code, scales)),) = linear_module._SHARED_CODES._entries[x_0].values()
+        before = len(shared_input_module._SHARED_CODES._entries)
+        ((_, (code, scales)),) = shared_input_module._SHARED_CODES._entries[x_0].values()
         if gone == "x_0":
             del x_0
             gc.collect()
-            assert len(linear_module._SHARED_CODES._entries) == before - 1
+            assert len(shared_input_module._SHARED_CODES._entries) == before - 1
             assert code() is not None  # backward needs it
         out.sum().backward()
         del out
@@ -557,7 +557,7 @@ class TestSharedX0:
         model, reference = stacks("int8")
         x_0, state = features(), torch.get_rng_state()
         assert torch.equal(model.eval()(x_0), reference.eval()(x_0))
-        assert x_0 not in linear_module._SHARED_CODES._entries and torch.equal(torch.get_rng_state(), state)
+        assert x_0 not in shared_input_module._SHARED_CODES._entries and torch.equal(torch.get_rng_state(), state)
 
     def test_the_config_says_so(self):
         assert "x0_codec='int8'" in repr(RMMGCN2Conv(8, 0.1, config=RMMConfig(x0_codec="int8")))

@@ -3,8 +3,9 @@
 from rmm_gnn.functional.activations import elu, gelu, leaky_relu, relu, silu
 from rmm_gnn.functional.anchored import anchored_linear
 from rmm_gnn.functional.dropout import dropout, relu_dropout
-from rmm_gnn.functional.linear import addmm, rmm_linear, shared_input_linear
+from rmm_gnn.functional.linear import addmm, rmm_linear
 from rmm_gnn.functional.normalization import batch_norm, layer_norm, rms_norm
+from rmm_gnn.functional.shared_input import shared_input_linear
 
 __all__ = [
     "addmm",

@@ -115,3 +115,13 @@ def as_autocast(*tensors: Tensor | None, like: Tensor) -> tuple[Tensor | None, .
         return tensor.to(dtype) if eligible and tensor is not None else tensor
 
     return tuple(cast(tensor) for tensor in tensors)
+
+
+def as_rows(x: Tensor) -> Tensor:  # [*, N] -> [B, N]
+    """Return ``x`` with its leading dimensions flattened."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def shaped(out: Tensor, x: Tensor) -> Tensor:  # [B, M], [*, N] -> [*, M]
+    """Return ``out`` with the leading dimensions that ``x`` has."""
+    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], out.shape[-1])

@@ -10,7 +10,7 @@ import rmm_gnn.autograd.anchored_linear  # noqa: F401  (registers the operators)
 from rmm_gnn._validation import check_anchor, check_floating, check_linear_shapes, check_seed
 from rmm_gnn.config import RMMConfig
 from rmm_gnn.functional._calling import as_autocast, autocast_dtype, overridable, refuse_transforms, rounding_seed
-from rmm_gnn.functional.linear import keeps_whole, shared_code, shared_input_linear
+from rmm_gnn.functional.shared_input import keeps_whole, shared_code, shared_input_linear
 from rmm_gnn.seeding import draw_seed
 
 
