@@ -151,7 +151,7 @@ class CountSketch(Sketch):
         return True
 
     def sketch_ones(self, num_rows: int, draw: Draw, dtype: torch.dtype) -> Tensor:
-        if draw.backend == "triton":
+        if resolve(draw.backend, draw.seed, dtype) == "triton":
             return super().sketch_ones(num_rows, draw, dtype)
         seed, sketch_size = draw.seed, draw.sketch_size
         # Needs the signs only: differences of their running sum.
